@@ -1,0 +1,129 @@
+"""Trains a multi-head network over a stream of tasks.
+
+  python -m experiments.train                        digits, D-CE, 5 heads
+  python -m experiments.train --config=configs/NAME.py --config.FIELD=VALUE
+  python -m experiments.train --workdir=DIR --resume
+
+The work directory receives config.json, metrics.json, accuracy_matrix.csv,
+accuracy_matrix.png, curves.png, TensorBoard events and checkpoints/.
+"""
+
+import pathlib
+import signal
+import time
+from typing import Any
+
+from absl import flags
+
+from experiments import build, cli, workdir
+from mhil import checkpoint, trainer
+from mhil import config as config_lib
+
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where results go; default runs/<config>-<time>."
+)
+_RESUME = flags.DEFINE_bool(
+  "resume", False, "Go on from the newest checkpoint in --workdir."
+)
+_QUIET = flags.DEFINE_bool("quiet", False, "No progress bar.")
+
+
+def main() -> None:
+  """Reads the flags and runs one experiment."""
+  config = flags.FLAGS.config
+  if _RESUME.value and not _WORKDIR.value:
+    raise cli.UserError("--resume needs to know the run; add --workdir=DIR")
+  folder = pathlib.Path(_WORKDIR.value or _default_workdir())
+  numbers = train(config, folder, resume=_RESUME.value, bar=not _QUIET.value)
+  if numbers is not None:
+    print(workdir.table(numbers))
+    print(f"results in {folder}")
+
+
+def train(
+  config: config_lib.Config,
+  folder: pathlib.Path,
+  *,
+  resume: bool = False,
+  bar: bool = False,
+) -> dict[str, Any] | None:
+  """Trains, tests, saves and draws; the numbers of `metrics.json`.
+
+  Args:
+    config: what to run; validated before anything else.
+    folder: the work directory.
+    resume: go on with the run that the folder holds.
+    bar: show a progress bar.
+
+  Returns:
+    None if a signal stopped the run; it is saved and can be resumed.
+  """
+  # 1. Everything that can be wrong is found before training.
+  workdir.enable_compilation_cache()
+  with cli.checking():
+    parts = build.parts(config)
+  workdir.claim(folder, config, resume)
+  with (
+    checkpoint.Checkpoints(
+      folder / "checkpoints",
+      every=config.checkpoint.every,
+      keep=config.checkpoint.keep,
+    ) as checkpoints,
+    workdir.Events(folder) as events,
+    StopSignal() as stop,
+  ):
+    # 2. Train and test, task after task.
+    result = trainer.train(
+      *parts,
+      seed=config.seed,
+      checkpoints=checkpoints,
+      resume=resume,
+      stop=stop,
+      log=events.write,
+      bar=bar,
+    )
+  if not result.finished:
+    step = result.progress.step
+    print(f"stopped by a signal and saved at step {step}; resume with")
+    print(f"  --workdir={folder} --resume")
+    return None
+
+  # 3. Numbers, figures.
+  numbers = result.metrics | {
+    "order_seed": config.stream.order_seed,
+    "class_order": list(parts.stream.order),
+  }
+  workdir.write(folder, numbers, result.progress, parts.stream.sizes)
+  return numbers
+
+
+class StopSignal:
+  """True once SIGTERM or SIGINT came; the loop then saves and ends."""
+
+  def __init__(self):
+    self.came = False
+    self._before: dict[int, Any] = {}
+
+  def __call__(self) -> bool:
+    return self.came
+
+  def __enter__(self):
+    for number in (signal.SIGTERM, signal.SIGINT):
+      self._before[number] = signal.signal(number, self._take)
+    return self
+
+  def __exit__(self, *_):
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def _take(self, *_):
+    self.came = True
+
+
+def _default_workdir() -> str:
+  name = pathlib.Path(cli.config_file()).stem
+  return f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+if __name__ == "__main__":
+  cli.run(main)

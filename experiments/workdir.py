@@ -1,0 +1,147 @@
+"""A run's folder: claimed before training, filled after it."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import tensorboardX
+
+from experiments import cli
+from mhil import config as config_lib
+from mhil import metrics, plots
+from mhil.progress import Progress
+
+MATRIX = "accuracy_matrix"
+
+
+def enable_compilation_cache() -> None:
+  """Keeps compiled programs between runs, unless the user chose a place."""
+  if jax.config.jax_compilation_cache_dir is None:
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    folder = pathlib.Path(home) / "mhil" / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def claim(
+  folder: pathlib.Path, config: config_lib.Config, resume: bool
+) -> None:
+  """Makes the folder this run's own.
+
+  Raises:
+    UserError: if it cannot be written, or holds another run.
+  """
+  path = folder / "config.json"
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+      _check_same(folder, config, json.loads(path.read_text()), resume)
+    elif resume:
+      raise cli.UserError(
+        f"--resume: --workdir={folder} holds no run; start one without --resume"
+      )
+    draft = folder / ".config.json.draft"
+    draft.write_text(config_lib.to_json(config))
+    draft.rename(path)
+  except OSError as error:
+    raise cli.UserError(
+      f"--workdir={folder} cannot be written ({error.strerror}); name a "
+      "folder that you may write"
+    ) from None
+
+
+def _check_same(folder, config, before, resume) -> None:
+  if not resume:
+    raise cli.UserError(
+      f"--workdir={folder} holds a run already; add --resume to go on with "
+      "it, or name another folder"
+    )
+  old = config_lib.flatten(before)
+  new = config_lib.flatten(json.loads(config_lib.to_json(config)))
+  # A mesh may change: heads are dealt anew.
+  for field in sorted(new.keys() | old.keys()):
+    if field.startswith("mesh."):
+      continue
+    if old.get(field) != new.get(field):
+      raise cli.UserError(
+        f"--workdir={folder} holds a run with {field}={old.get(field)!r}, not "
+        f"{new.get(field)!r}; use --config.{field}={old.get(field)} or another "
+        "folder"
+      )
+
+
+class Events:
+  """TensorBoard events of a run."""
+
+  def __init__(self, folder: pathlib.Path):
+    self._writer = tensorboardX.SummaryWriter(str(folder))
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self._writer.close()
+
+  def write(self, step: int, row: dict[str, float]) -> None:
+    """Adds one number for each name at a step."""
+    for name, value in row.items():
+      self._writer.add_scalar(name, value, step)
+
+
+def write(
+  folder: pathlib.Path,
+  numbers: dict[str, Any],
+  done: Progress,
+  sizes: tuple[int, ...],
+) -> None:
+  """Writes numbers, the accuracy matrix and the figures."""
+  table = np.array(
+    [
+      [np.nan if x is None else x for x in row]
+      for row in numbers["accuracy_matrix"]
+    ]
+  )
+  metrics.write_csv(table, folder / f"{MATRIX}.csv")
+  plots.accuracy_matrix(table, folder / f"{MATRIX}.png", "Accuracy")
+  rows = [[np.nan if x is None else x for x in row] for row in done.history]
+  history = np.array(rows, np.float64)
+  plots.curves(
+    {"step": history[:, 0], "loss": history[:, 1 : len(sizes) + 1]},
+    numbers["steps_per_task"],
+    {
+      "class-incremental": numbers["accuracy_after_task"],
+      "task_id": numbers["task_id_after_task"],
+      "within_task": numbers["within_task_after_task"],
+    },
+    folder / "curves.png",
+  )
+  # Last, so that its presence says that the run is complete.
+  draft = folder / ".metrics.json.draft"
+  draft.write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n")
+  draft.rename(folder / "metrics.json")
+
+
+def table(numbers: dict[str, Any]) -> str:
+  """The numbers that matter, as one table."""
+  after = zip(
+    numbers["accuracy_after_task"],
+    numbers["task_id_after_task"],
+    numbers["within_task_after_task"],
+    numbers["seconds_per_task"],
+  )
+  lines = [
+    "task  accuracy  task id  within task  seconds",
+    *(
+      f"{t:>4}  {a:>8.3f}  {i:>7.3f}  {w:>11.3f}  {s:>7.1f}"
+      for t, (a, i, w, s) in enumerate(after)
+    ),
+    "",
+    "average incremental accuracy "
+    f"{numbers['average_incremental_accuracy']:.3f}"
+    f"   last {numbers['last_accuracy']:.3f}"
+    f"   forgetting {numbers['forgetting']:.3f}",
+  ]
+  return "\n".join(lines)

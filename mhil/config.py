@@ -1,0 +1,232 @@
+"""The typed configuration of an experiment, and its validation.
+
+A file in `configs/` returns a `Config` from `get_config()`; `--config.FIELD=`
+overrides a field. Library functions take plain arguments, never a config.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+dataclass = dataclasses.dataclass(kw_only=True, slots=True)
+
+
+@dataclass
+class Mesh:
+  """Devices along each axis; see the architecture in the README."""
+
+  data: int = 1
+  head: int = 1
+  stage: int = 1
+  subnet: int = 1
+
+
+@dataclass
+class Data:
+  """`digits`, `arrays:FOLDER` or `tfds:NAME`."""
+
+  name: str = "digits"
+  folder: str = ""
+
+
+@dataclass
+class Stream:
+  """Tasks: `base` classes, then `increment` at a time, or given `sizes`.
+
+  `base` 0 stands for `increment`. `order` is a class order; empty draws one
+  from `order_seed`, which -1 leaves as it is.
+  """
+
+  base: int = 0
+  increment: int = 2
+  sizes: tuple[int, ...] = ()
+  order: tuple[int, ...] = ()
+  order_seed: int = 0
+
+
+@dataclass
+class Network:
+  """The branch of one head: `mlp` (hidden units) or `convnet` (widths)."""
+
+  name: str = "mlp"
+  widths: tuple[int, ...] = (64,)
+  norm: str = "none"
+
+
+@dataclass
+class Loss:
+  """`dce`, `distributed_ce` or `ce`.
+
+  `correction` is `on`, `off` or `auto`: on unless old heads are frozen
+  (`train.train_heads=new`), where it hurts.
+  """
+
+  name: str = "dce"
+  reference: str = "learned"
+  correction: str = "auto"
+
+
+@dataclass
+class Memory:
+  """Exemplars in all, over the whole mesh; -1 keeps every sample."""
+
+  size: int = 100
+
+
+@dataclass
+class Optimizer:
+  """`adam` or `sgd`, with a `constant` or `cosine` rate in every task."""
+
+  name: str = "adam"
+  learning_rate: float = 1e-3
+  momentum: float = 0.9
+  weight_decay: float = 0.0
+  schedule: str = "constant"
+
+
+@dataclass
+class Train:
+  """`train_heads` is `all`, `readout` or `new`; see `heads.update`."""
+
+  epochs: int = 30
+  batch: int = 32
+  train_heads: str = "all"
+  from_scratch: bool = False
+  log_every: int = 50
+
+
+@dataclass
+class Checkpoint:
+  """Saved after each task, and every N steps unless 0; `keep` stay."""
+
+  every: int = 0
+  keep: int = 3
+
+
+def _group(kind):
+  return dataclasses.field(default_factory=kind)
+
+
+@dataclass
+class Config:
+  """An experiment.
+
+  `seed` moves initialisation, exemplars, shuffling and augmentation;
+  `stream.order_seed` moves the class order.
+  """
+
+  seed: int = 0
+  mesh: Mesh = _group(Mesh)
+  data: Data = _group(Data)
+  stream: Stream = _group(Stream)
+  network: Network = _group(Network)
+  loss: Loss = _group(Loss)
+  memory: Memory = _group(Memory)
+  optimizer: Optimizer = _group(Optimizer)
+  train: Train = _group(Train)
+  checkpoint: Checkpoint = _group(Checkpoint)
+
+
+CHOICES = {
+  "network.name": ("mlp", "convnet"),
+  "network.norm": ("none", "batch", "group"),
+  "loss.name": ("dce", "distributed_ce", "ce"),
+  "loss.reference": ("learned", "zero", "per_class", "none"),
+  "loss.correction": ("auto", "on", "off"),
+  "optimizer.name": ("adam", "sgd"),
+  "optimizer.schedule": ("constant", "cosine"),
+  "train.train_heads": ("all", "readout", "new"),
+}
+LEAST = {
+  "seed": 0,
+  "mesh.data": 1,
+  "mesh.head": 1,
+  "mesh.stage": 1,
+  "mesh.subnet": 1,
+  "stream.base": 0,
+  "stream.increment": 1,
+  "stream.order_seed": -1,
+  "memory.size": -1,
+  "optimizer.momentum": 0,
+  "optimizer.weight_decay": 0,
+  "train.epochs": 1,
+  "train.batch": 1,
+  "train.log_every": 1,
+  "checkpoint.every": 0,
+  "checkpoint.keep": 1,
+}
+
+
+def validate(config: Config) -> None:
+  """Raises ValueError for the first field that cannot be meant.
+
+  The message names the field, its value and the fix.
+  """
+  flat = flatten(to_dict(config))
+  defaults = flatten(to_dict(Config()))
+  for field, value in flat.items():
+    _check_type(field, value, defaults[field])
+  for field, known in CHOICES.items():
+    if flat[field] not in known:
+      raise ValueError(
+        f"{field}={flat[field]!r} is not known; use one of {', '.join(known)}"
+      )
+  for field, least in LEAST.items():
+    if not flat[field] >= least:
+      raise ValueError(f"{field}={flat[field]} is too small; use {least} or more")
+  if not 0 < config.optimizer.learning_rate < float("inf"):
+    # Zero is allowed as the control that must not learn.
+    if config.optimizer.learning_rate != 0:
+      raise ValueError(
+        f"optimizer.learning_rate={config.optimizer.learning_rate} is not a "
+        "rate; use a finite number of 0 or more"
+      )
+  if config.train.batch % config.mesh.data:
+    raise ValueError(
+      f"train.batch={config.train.batch} does not divide by mesh.data="
+      f"{config.mesh.data}; use train.batch="
+      f"{-(-config.train.batch // config.mesh.data) * config.mesh.data}"
+    )
+  if not config.network.widths or min(config.network.widths) < 1:
+    raise ValueError(
+      f"network.widths={config.network.widths} is no network; use positive "
+      "widths such as (64,)"
+    )
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+  """The configuration as nested dicts."""
+  return dataclasses.asdict(config)
+
+
+def to_json(config: Config) -> str:
+  """The configuration as text, the same for equal configurations."""
+  return json.dumps(to_dict(config), indent=2) + "\n"
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """`{"mesh.head": 5, ..}` from nested dicts."""
+  flat: dict[str, Any] = {}
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      flat |= flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def _check_type(field: str, value: Any, default: Any) -> None:
+  wanted = type(default)
+  fits = isinstance(value, wanted) and (
+    wanted is bool or not isinstance(value, bool)
+  )
+  if wanted is float:
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+  if wanted is tuple:
+    fits = isinstance(value, tuple) and all(type(x) is int for x in value)
+  if not fits:
+    kind = "tuple of whole numbers" if wanted is tuple else wanted.__name__
+    raise ValueError(
+      f"{field}={value!r} is a {type(value).__name__}; use a {kind} such as "
+      f"{default!r}"
+    )

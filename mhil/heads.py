@@ -1,0 +1,309 @@
+r"""PAPER 1: the bank of heads, trained without exchange (D-CE-Train).
+
+Dai, Kong, Zhong, Zhang, Wang, "A Fully Distributed Training for Class
+Incremental Learning in Multihead Networks", IEEE INFOCOM Workshops 2023.
+
+  task t arrives with classes C_t:  open head t on its device
+    each mini-batch, on every training head m at once:
+      loss_m = loss(branch_m(x), y, C_m);  theta_m <- opt(theta_m, grad loss_m)
+  inference: each head sends its |C_m| scores; arg-max over all
+
+Mesh axis: `head`; samples may be cut over `data`. Collectives in a step:
+none over `head` with D-CE; over `data` the gradients of the device's heads.
+
+What is ours: the loop over the open heads of a device. The paper's abstract
+has one head a node. Here head `i` is entry `divmod(i, h)` of arrays
+`[l, h, ...]`: dealt in turn, so that a young stream already uses every
+device, in order when flattened, so that a bank moves to another mesh by a
+reshape. The loop's bound is dynamic: one compiled program serves any number
+of open heads, a closed head costs nothing, and temporary memory is that of
+one head. This is legal because D-CE is separable.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+
+from mhil import losses, objectives
+
+P = jax.P
+Tree = Any
+TRAIN_HEADS = ("all", "readout", "new")
+SPEC = P(None, "head")
+
+
+class Bank(NamedTuple):
+  """All heads; every leaf is `[l, h, ...]`, laid over the `head` axis.
+
+  Attributes:
+    params: trainable parameters.
+    stats: normalisation statistics.
+    opt: optimiser state, one for each head.
+    side: the objective's own state.
+    loss: sum of the losses of the steps since it was last cleared.
+    bad_step: first step whose loss was not finite, else -1.
+  """
+
+  params: Tree
+  stats: Tree
+  opt: Tree
+  side: Tree
+  loss: jax.Array
+  bad_step: jax.Array
+
+
+class Task(NamedTuple):
+  """What a step must know of the running task; arrays, so nothing recompiles.
+
+  Attributes:
+    opened: `[]` number of open heads.
+    first_step: `[]` global step at which the task began.
+    steps: `[]` number of steps of the task.
+    prior: `[l, h, c+1]` the loss's prior correction.
+    valid: `[l, h, c]` classes that exist in open heads.
+  """
+
+  opened: jax.Array
+  first_step: jax.Array
+  steps: jax.Array
+  prior: jax.Array
+  valid: jax.Array
+
+
+TASK_SPEC = Task(P(), P(), P(), SPEC, SPEC)
+
+
+def rows(heads: int, mesh: Mesh) -> tuple[int, int]:
+  """The bank's leading shape `(l, h)` for at least `heads` heads."""
+  h = mesh.shape["head"]
+  return -(-heads // h), h
+
+
+def arrange(per_head: np.ndarray, mesh: Mesh, fill=0) -> np.ndarray:
+  """`[heads, ...]` to `[l, h, ...]`, padded with `fill` at the end."""
+  l, h = rows(len(per_head), mesh)
+  shape = (l * h - len(per_head), *per_head.shape[1:])
+  padding = np.full(shape, fill, per_head.dtype)
+  whole = np.concatenate([per_head, padding])
+  return whole.reshape(l, h, *per_head.shape[1:])
+
+
+def flatten(leaf):
+  """`[l, h, ...]` to `[l*h, ...]`: heads in the order of their tasks."""
+  return leaf.reshape(-1, *leaf.shape[2:])
+
+
+def init(
+  objective: objectives.Objective,
+  optimizer: optax.GradientTransformation,
+  key: jax.Array,
+  heads: int,
+  mesh: Mesh,
+) -> Bank:
+  """A bank of `heads` fresh heads, born on their devices.
+
+  Head `i` depends on `fold_in(key, i)` alone, not on the mesh.
+  """
+  l, h = rows(heads, mesh)
+
+  def one(index):
+    params, stats, side = objective.init(jax.random.fold_in(key, index))
+    blank = jnp.zeros(()), jnp.full((), -1, jnp.int32)
+    return Bank(params, stats, optimizer.init(params), side, *blank)
+
+  def local():
+    index = jnp.arange(l) * h + lax.axis_index("head")
+    bank = lax.map(one, index)
+    return jax.tree.map(lambda x: _vary(x, "head")[:, None], bank)
+
+  return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(), out_specs=SPEC))()
+
+
+def update(
+  bank: Bank,
+  task: Task,
+  batch: objectives.Batch,
+  step: jax.Array,
+  key: jax.Array,
+  *,
+  objective: objectives.Objective,
+  loss: losses.Loss,
+  optimizer: optax.GradientTransformation,
+  rate: Callable[[jax.Array, jax.Array], jax.Array],
+  train_heads: str,
+) -> Bank:
+  """One step of every training head of this device; runs in `shard_map`.
+
+  Args:
+    bank: this device's rows, `[l, 1, ...]`.
+    task: the running task, its tables cut like the bank.
+    batch: this device's samples, `[b, ...]`.
+    step: `[]` global step.
+    key: this step's key; head `i` gets `fold_in(key, i)`.
+    objective: turns a batch into a gradient.
+    loss: the cross-entropy; see `losses`.
+    optimizer: of unit learning rate.
+    rate: `(step in task, steps of task) -> learning rate`.
+    train_heads: `all`, `readout` (old heads train their last layer) or `new`
+      (old heads are frozen and, with D-CE, not even evaluated).
+  """
+  here, width = lax.axis_index("head"), lax.axis_size("head")
+  stop = _count(task.opened, here, width)
+  newest = task.opened - 1
+  first = jnp.where(newest % width == here, newest // width, stop)
+  start = first if train_heads == "new" else jnp.zeros_like(stop)
+  shared = _share(bank, task, batch, stop, objective, loss)
+  scale = rate(step - task.first_step, task.steps)
+  last_layer = objectives.readout(objective)
+
+  def train(i, bank):
+    part = jax.tree.map(lambda x: x[i, 0], bank)
+    head = i * width + here
+    targets = jnp.where(
+      batch.owners == head, batch.columns, task.valid.shape[-1]
+    )
+
+    def criterion(logits):
+      return loss.value(
+        logits, targets, task.prior[i, 0], task.valid[i, 0], shared
+      )
+
+    def run(method):
+      return method.step(
+        part.params,
+        part.stats,
+        part.side,
+        batch,
+        criterion,
+        jax.random.fold_in(key, head),
+      )
+
+    if train_heads == "readout":
+      out = lax.cond(
+        head == newest,
+        lambda: _agree(run(objective), part),
+        lambda: _agree(run(last_layer), part),
+      )
+      frozen = head != newest
+    else:
+      out, frozen = _agree(run(objective), part), False
+    changes, opt = optimizer.update(out.grads, part.opt, part.params)
+    # A frozen layer must not move, whatever weight decay says.
+    keep = {
+      name: jnp.where(frozen, 0.0, scale) if name != "readout" else scale
+      for name in part.params
+    }
+    params = {
+      name: jax.tree.map(
+        lambda p, u, k=keep[name]: (p - k * u).astype(p.dtype),
+        part.params[name],
+        changes[name],
+      )
+      for name in part.params
+    }
+    bad = (part.bad_step < 0) & ~jnp.isfinite(out.loss)
+    new = Bank(
+      params,
+      out.stats,
+      opt,
+      out.side,
+      part.loss + out.loss,
+      jnp.where(bad, step.astype(jnp.int32), part.bad_step),
+    )
+    return jax.tree.map(lambda x, y: x.at[i, 0].set(y), bank, new)
+
+  return lax.fori_loop(start, stop, train, bank)
+
+
+def scores(
+  bank: Bank,
+  task: Task,
+  images: jax.Array,
+  *,
+  objective: objectives.Objective,
+  loss: losses.Loss,
+) -> jax.Array:
+  """Scores `[b, l, 1, c]` of this device's heads; runs in `shard_map`.
+
+  No collective: the caller gathers `c` floats a head and sample. Closed
+  heads and padded classes score `losses.MASKED`.
+  """
+  stop = _count(task.opened, lax.axis_index("head"), lax.axis_size("head"))
+  logits = _forward(bank, images, stop, objective, task.valid.shape[-1] + 1)
+  valid = task.valid[:, 0]
+  return jnp.moveaxis(jax.vmap(loss.scores)(logits, valid), 0, 1)[:, :, None]
+
+
+def _count(opened, here, width):
+  # Heads here, here + width, ... below `opened`.
+  return (opened - here + width - 1) // width
+
+
+def _forward(bank, images, stop, objective, outputs):
+  """Logits `[l, b, c+1]` of this device's open heads; zero for closed."""
+  held = bank.loss.shape[0]
+
+  def one(i, logits):
+    params, stats = jax.tree.map(lambda x: x[i, 0], (bank.params, bank.stats))
+    return logits.at[i].set(objective.predict(params, stats, images))
+
+  blank = jnp.zeros((held, images.shape[0], outputs))
+  blank = _vary(blank, "head", *jax.typeof(images).manual_axis_type.varying)
+  return lax.fori_loop(0, stop, one, blank)
+
+
+def _share(bank, task, batch, stop, objective, loss):
+  """What the heads tell each other before a step; None for D-CE."""
+  if loss.share is None:
+    return None
+  outputs = task.valid.shape[-1] + 1
+  logits = _forward(bank, batch.images, stop, objective, outputs)
+  return loss.share(logits, task.prior[:, 0], task.valid[:, 0], "head")
+
+
+def _agree(out: objectives.Step, part: Bank) -> objectives.Step:
+  """Sums over `data` what the samples there made different."""
+  loss = lax.psum(out.loss, "data")
+  stats = jax.tree.map(_mean_over_data, out.stats)
+  return out._replace(loss=loss, stats=stats)
+
+
+def _vary(x, *axes):
+  # Loops want their carry marked with every axis over which it will differ.
+  missing = tuple(a for a in axes if a not in jax.typeof(x).manual_axis_type.varying)
+  return lax.pcast(x, missing, to="varying") if missing else x
+
+
+def _mean_over_data(x):
+  return lax.pmean(x, "data") if "data" in jax.typeof(x).manual_axis_type.varying else x
+
+
+def each(function: Callable[[Tree], Tree], mesh: Mesh):
+  """Applies a function of one head's tree to every head, in place."""
+
+  def local(tree):
+    parts = jax.tree.map(lambda x: x[:, 0], tree)
+    return jax.tree.map(
+      lambda x: _vary(x, "head")[:, None], lax.map(function, parts)
+    )
+
+  return jax.jit(
+    jax.shard_map(local, mesh=mesh, in_specs=SPEC, out_specs=SPEC)
+  )
+
+
+def params_of(bank: Bank, head: int) -> Tree:
+  """Parameters of one head, without the leading axes."""
+  width = bank.loss.shape[1]
+  return jax.tree.map(lambda x: x[divmod(head, width)], bank.params)
+
+
+def place(tree: Tree, mesh: Mesh) -> Tree:
+  """Lays arrays `[l, h, ...]` over the mesh's `head` axis."""
+  return jax.device_put(tree, NamedSharding(mesh, SPEC))

@@ -1,0 +1,225 @@
+r"""PAPER 1: cross-entropies for a network whose heads live on different nodes.
+
+Dai, Kong, Zhong, Zhang, Wang, "A Fully Distributed Training for Class
+Incremental Learning in Multihead Networks", IEEE INFOCOM Workshops 2023.
+
+With `z` the logits of all heads, `z_m` those of head m, `C_m` its classes:
+
+  ce, distributed_ce   L = log sum_k exp z_k - z_y
+  dce                  L = sum_m l_m,  d l_m / d z_j = 0 for j != m
+    learned            l_m = CE over (z_m, r_m), y = rest outside C_m
+    zero               the same with r_m = 0
+    per_class          l_m = sum_{k in C_m} binary CE of z_k
+    none               l_m = CE over z_m, own samples only
+
+  CE <= log(1 + sum_k exp z_k) - z_y <= dce("zero") <= dce("per_class")
+
+Mesh axis: `head`. Collectives in a step: `dce` none; `distributed_ce` two
+all-reduces (a max and a sum, one float each a sample); `ce` one all-gather
+of every logit.
+
+What is ours: only the abstract of the paper is public. It asks for a
+cross-entropy that needs no exchange between nodes; the four formulas above,
+the reference logit and the prior correction are our reconstruction. The
+correction is logit adjustment (Menon et al., ICLR 2021).
+
+Every function here sees one head: logits `[b, c+1]` whose last column is the
+reference, and targets `[b]` in 0..c, where c means "none of mine".
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+# Finite, so that a masked class can never make inf - inf.
+MASKED = -1e30
+
+Logits = Float[Array, "b c+1"]
+Targets = Int[Array, " b"]
+Prior = Float[Array, " c+1"]
+Valid = Bool[Array, " c"]
+PerSample = Float[Array, " b"]
+
+
+class Loss(NamedTuple):
+  """A loss of a multi-head network, seen from one head.
+
+  Attributes:
+    name: for messages and tables.
+    value: `(logits [b, c+1], targets [b], prior [c+1], valid [c], shared) ->
+      [b]`, the head's share of each sample's loss, in nats.
+    scores: `(logits [b, c+1], valid [c]) -> [b, c]`, what the arg-max over
+      all heads compares; padded classes get `MASKED`.
+    prior: `(counts [h, c], seen [h, c]) -> [h, c+1]`, the correction that
+      `value` adds to the logits, on the host.
+    share: None where heads are independent. Else `(logits [l, b, c+1],
+      prior [l, c+1], valid [l, c], axis) -> shared`, run before `value` on
+      the logits of the device's heads; the only place with traffic over
+      `axis`.
+  """
+
+  name: str
+  value: Callable[..., PerSample]
+  scores: Callable[[Logits, Valid], Float[Array, "b c"]]
+  prior: Callable[[np.ndarray, np.ndarray], np.ndarray]
+  share: Callable[..., PerSample] | None = None
+
+
+def dce(reference: str = "learned") -> Loss:
+  """Distributed cross-entropy: no exchange between heads (our reading).
+
+  Args:
+    reference: what a head compares its classes with: `learned` (a logit of
+      its own), `zero`, `per_class` (one-vs-rest sigmoids) or `none`.
+
+  Raises:
+    ValueError: for another reference.
+  """
+  family = {
+    "learned": Loss("dce", _learned, _log_probability, class_prior),
+    "zero": Loss("dce", _zero, _raw, class_prior),
+    "per_class": Loss("dce", _per_class, _raw, odds_prior),
+    "none": Loss("dce", _none, _own_log_probability, class_prior),
+  }
+  if reference not in family:
+    raise ValueError(
+      f"loss.reference={reference!r} is not known; use one of "
+      + ", ".join(family)
+    )
+  return family[reference]._replace(name=f"dce_{reference}")
+
+
+def ce() -> Loss:
+  """Centralised cross-entropy: every logit is gathered in every place."""
+  return Loss("ce", _normalised, _raw, class_prior, _gather_normaliser)
+
+
+def distributed_ce() -> Loss:
+  """Cross-entropy over apart heads, which exchange a max and a sum."""
+  return Loss(
+    "distributed_ce", _normalised, _raw, class_prior, _reduce_normaliser
+  )
+
+
+def class_prior(counts: np.ndarray, seen: np.ndarray) -> np.ndarray:
+  """Log prior of a head's classes and of its rest, per absent class.
+
+  Training data with class rates q and a balanced test set differ by the
+  factor q_k for class k, and by (sum of the others' q) / (their number) for
+  the rest; adding its log in the loss leaves balanced scores behind.
+
+  Args:
+    counts: `[h, c]` samples of each class that a step may draw.
+    seen: `[h, c]` True for classes of open heads.
+
+  Returns:
+    `[h, c+1]` float32; `MASKED` where there is nothing to draw.
+  """
+  counts = np.where(seen, counts, 0).astype(np.float64)
+  total = max(counts.sum(), 1.0)
+  rest = total - counts.sum(1)
+  absent = np.maximum(seen.sum() - seen.sum(1), 1)
+  return _log(np.concatenate([counts, (rest / absent)[:, None]], 1) / total)
+
+
+def odds_prior(counts: np.ndarray, seen: np.ndarray) -> np.ndarray:
+  """Log-odds of a class against its log-odds in a balanced set.
+
+  Args, returns: as `class_prior`; the last column is 0. With a single class
+  the odds say nothing and the correction is 0.
+  """
+  counts = np.where(seen, counts, 0).astype(np.float64)
+  total, classes = counts.sum(), seen.sum()
+  odds = _log(counts) - _log(total - counts) + _log(classes - 1.0)
+  odds = np.where(seen & (counts > 0) & (counts < total), odds, 0.0)
+  return np.pad(odds, [(0, 0), (0, 1)]).astype(np.float32)
+
+
+def _log(x) -> np.ndarray:
+  x = np.asarray(x, np.float64)
+  return np.where(x > 0, np.log(np.maximum(x, 1e-300)), MASKED).astype(
+    np.float32
+  )
+
+
+def _pick(table, targets):
+  return jnp.take_along_axis(table, targets[:, None], axis=1)[:, 0]
+
+
+def _mask(logits, valid):
+  return jnp.where(jnp.append(valid, True), logits, MASKED)
+
+
+def _learned(logits, targets, prior, valid, shared=None):
+  logits = _mask(logits + prior, valid)
+  return -_pick(jax.nn.log_softmax(logits), targets)
+
+
+def _zero(logits, targets, prior, valid, shared=None):
+  fixed = jnp.asarray(logits).at[:, -1].set(0)
+  return _learned(fixed, targets, prior, valid)
+
+
+def _per_class(logits, targets, prior, valid, shared=None):
+  # softplus(z) - z [own] is binary CE; masked classes must add nothing.
+  z = (logits + prior)[:, :-1]
+  own = jax.nn.one_hot(targets, z.shape[1], dtype=z.dtype)
+  return jnp.sum(jnp.where(valid, jax.nn.softplus(z) - z * own, 0), axis=1)
+
+
+def _none(logits, targets, prior, valid, shared=None):
+  z = _mask(logits + prior, valid)[:, :-1]
+  own = targets < z.shape[1]
+  picked = _pick(jax.nn.log_softmax(z), jnp.where(own, targets, 0))
+  return jnp.where(own, -picked, 0)
+
+
+def _normalised(logits, targets, prior, valid, shared):
+  # Given log sum exp over all heads, the gradient p_k - [k = y] of CE is
+  # local: `part` has value 0 and gradient p_k. Summed over heads this is CE.
+  z = _mask(logits + prior, valid)[:, :-1]
+  part = jnp.sum(jnp.exp(z - shared[:, None]), axis=1)
+  own = targets < z.shape[1]
+  picked = _pick(z, jnp.where(own, targets, 0))
+  here = jnp.where(own, shared - picked, 0)
+  return here + part - lax.stop_gradient(part)
+
+
+def _open_logits(logits, prior, valid):
+  # What others say is a number, not a function, to each head: `_normalised`.
+  z = lax.stop_gradient(logits + prior[:, None])[:, :, :-1]
+  return jnp.where(valid[:, None], z, MASKED)
+
+
+def _gather_normaliser(logits, prior, valid, axis):
+  z = _open_logits(logits, prior, valid)
+  z = lax.all_gather(z, axis)
+  return jax.nn.logsumexp(jnp.moveaxis(z, 2, 0).reshape(z.shape[2], -1), 1)
+
+
+def _reduce_normaliser(logits, prior, valid, axis):
+  z = _open_logits(logits, prior, valid)
+  top = lax.pmax(jnp.max(z, axis=(0, 2)), axis)
+  total = lax.psum(jnp.sum(jnp.exp(z - top[:, None]), axis=(0, 2)), axis)
+  return top + jnp.log(total)
+
+
+def _raw(logits, valid):
+  return jnp.where(valid, logits[:, :-1], MASKED)
+
+
+def _log_probability(logits, valid):
+  # Raw logits of two softmaxes do not compare; probabilities do.
+  scores = jax.nn.log_softmax(_mask(logits, valid))[:, :-1]
+  return jnp.where(valid, scores, MASKED)
+
+
+def _own_log_probability(logits, valid):
+  return jnp.where(
+    valid, jax.nn.log_softmax(_raw(logits, valid)), MASKED
+  )

@@ -1,0 +1,301 @@
+"""Branches: the networks that carry one head each.
+
+A branch is a chain of named pieces. Between two pieces lies an interface, a
+feature map without pooling, and that is where local learning and
+layer-parallel training cut. Pooling opens the last piece, `readout`, so that
+the chain of all pieces is `apply`.
+
+NNX defines the pieces; they are split once, when a branch is built, and run
+on plain nested dicts of arrays: `params[piece][layer]...[array]`.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mhil import layers
+from mhil.layers import Numerics
+
+Tree = dict[str, Any]
+
+
+class Branch(NamedTuple):
+  """A network of one head, as pure functions over plain nested dicts.
+
+  Attributes:
+    name: what it is, for logs and tables.
+    pieces: names of the pieces in order, `readout` last. `params` and `stats`
+      have exactly these keys; a piece without statistics holds `{}`.
+    init: `init(key) -> (params, stats)`. Piece `i` depends on the key and `i`
+      alone; under `vmap` over keys the bits stay the same.
+    piece: `piece(name, params, stats, x, train) -> (x, stats)` runs one piece
+      on its own params and stats. Pieces of equal shapes may exchange names.
+    apply: `apply(params, stats, x, train) -> (logits [b, c+1], stats)`, with
+      logits in float32.
+    features: `features(params, stats, x, train) -> (features [b, f], stats)`,
+      all pieces but `readout`, then pooled, in float32.
+    readout: `readout(params, features) -> logits`, from pooled features and
+      the params of the whole branch.
+  """
+
+  name: str
+  pieces: tuple[str, ...]
+  init: Callable[[jax.Array], tuple[Tree, Tree]]
+  piece: Callable[[str, Tree, Tree, Array, bool], tuple[Array, Tree]]
+  apply: Callable[[Tree, Tree, Array, bool], tuple[Array, Tree]]
+  features: Callable[[Tree, Tree, Array, bool], tuple[Array, Tree]]
+  readout: Callable[[Tree, Array], Array]
+
+
+Maker = Callable[[nnx.Rngs], nnx.Module]
+
+
+def _split(module: nnx.Module) -> tuple[Tree, Tree]:
+  params, stats = nnx.state(module, nnx.Param, nnx.BatchStat)
+  return nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+
+
+def _branch(
+  name: str, trunk: Mapping[str, Maker], width: int, outputs: int
+) -> Branch:
+  makers = dict(trunk)
+  makers["readout"] = lambda rngs: layers.Readout(width, outputs, rngs=rngs)
+  graphs = {
+    piece: nnx.graphdef(nnx.eval_shape(lambda make=make: make(nnx.Rngs(0))))
+    for piece, make in makers.items()
+  }
+
+  def init(key: jax.Array) -> tuple[Tree, Tree]:
+    params, stats = {}, {}
+    for i, (piece, make) in enumerate(makers.items()):
+      rngs = nnx.Rngs(params=jax.random.fold_in(key, i))
+      params[piece], stats[piece] = _split(make(rngs))
+    return params, stats
+
+  def run(
+    piece: str, params: Tree, stats: Tree, x: Array, train: bool
+  ) -> tuple[Array, Tree]:
+    module: Any = nnx.merge(graphs[piece], params, stats)
+    x = module(x, train)
+    return x, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+
+  def features(
+    params: Tree, stats: Tree, x: Array, train: bool
+  ) -> tuple[Float[Array, "b f"], Tree]:
+    stats = dict(stats)
+    for piece in pieces[:-1]:
+      x, stats[piece] = run(piece, params[piece], stats[piece], x, train)
+    return layers.global_mean(x), stats
+
+  def readout(params: Tree, x: Float[Array, "b f"]) -> Float[Array, "b c"]:
+    return run("readout", params["readout"], {}, x, False)[0]
+
+  def apply(
+    params: Tree, stats: Tree, x: Array, train: bool
+  ) -> tuple[Float[Array, "b c"], Tree]:
+    x, stats = features(params, stats, x, train)
+    return readout(params, x), stats
+
+  pieces = tuple(makers)
+  return Branch(name, pieces, init, run, apply, features, readout)
+
+
+def count_parameters(params: Tree) -> int:
+  """Counts the numbers in a tree of arrays, or of their shapes."""
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def multiply_adds(function: Callable[..., Any], *arguments: Any) -> int:
+  """Counts the multiply-adds of one call, without running it.
+
+  Convolutions and matrix products count, and nothing else. A loop's body
+  counts as often as `lax.scan` runs it, and once where that is unknown.
+
+  Args:
+    function: any traceable function, for instance a branch's `apply`.
+    *arguments: its array arguments, or `jax.ShapeDtypeStruct` for them.
+  """
+  return _jaxpr_multiply_adds(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _jaxpr_multiply_adds(jaxpr: Any) -> int:
+  total = 0
+  for equation in jaxpr.eqns:
+    out, kind = equation.outvars[0].aval.shape, equation.primitive.name
+    if kind == "conv_general_dilated":
+      kernel = equation.invars[1].aval.shape
+      features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+      total += math.prod(out) * math.prod(kernel) // features
+    elif kind == "dot_general":
+      (axes, _), _ = equation.params["dimension_numbers"]
+      left = equation.invars[0].aval.shape
+      total += math.prod(out) * math.prod(left[i] for i in axes)
+    else:
+      bodies = jax.extend.core.jaxprs_in_params(equation.params)
+      once = sum(_jaxpr_multiply_adds(body) for body in bodies)
+      total += once * equation.params.get("length", 1)
+  return total
+
+
+def mlp(
+  inputs: int,
+  outputs: int,
+  hidden: Sequence[int] = (64,),
+  norm: str = "none",
+  *,
+  dtype: Any = jnp.float32,
+  axis: str | None = None,
+) -> Branch:
+  """Builds dense layers with ReLU: pieces `dense0`, ..., `readout`.
+
+  Args:
+    inputs: numbers in a flattened sample.
+    outputs: width of the logits, the reference output included.
+    hidden: units of each hidden layer.
+    norm: `none`, `batch` or `layer`, before the ReLU.
+    dtype: see `layers.Numerics`.
+    axis: see `layers.Numerics`.
+  """
+  numerics = Numerics(norm, dtype, axis)
+  sizes = [inputs, *hidden]
+
+  def layer(i: int) -> Maker:
+    return lambda rngs: layers.DenseLayer(
+      sizes[i], sizes[i + 1], numerics, rngs=rngs
+    )
+
+  trunk = {f"dense{i}": layer(i) for i in range(len(hidden))}
+  return _branch("mlp", trunk, sizes[-1], outputs)
+
+
+def convnet(
+  shape: Sequence[int],
+  outputs: int,
+  widths: Sequence[int] = (32, 64, 128),
+  norm: str = "group",
+  *,
+  dtype: Any = jnp.float32,
+  axis: str | None = None,
+) -> Branch:
+  """Builds 3x3 convolutions with 2x2 maxima: `conv0`, ..., `readout`.
+
+  Args:
+    shape: height, width and channels of an image.
+    outputs: width of the logits, the reference output included.
+    widths: features of each layer; each halves the image.
+    norm: `group`, `batch` or `none`.
+    dtype: see `layers.Numerics`.
+    axis: see `layers.Numerics`.
+
+  Raises:
+    ValueError: if nothing is left of the image after the last maximum.
+  """
+  if min(shape[:2]) >> len(widths) == 0:
+    raise ValueError(
+      f"widths={tuple(widths)} halves an image of shape={tuple(shape)} "
+      "to nothing; use fewer widths"
+    )
+  numerics = Numerics(norm, dtype, axis)
+  sizes = [shape[2], *widths]
+
+  def layer(i: int) -> Maker:
+    return lambda rngs: layers.ConvLayer(
+      sizes[i], sizes[i + 1], numerics, pool=True, rngs=rngs
+    )
+
+  trunk = {f"conv{i}": layer(i) for i in range(len(widths))}
+  return _branch("convnet", trunk, sizes[-1], outputs)
+
+
+def resnet_cifar(
+  depth: int,
+  outputs: int,
+  widths: Sequence[int] = (16, 16, 32, 64),
+  norm: str = "batch",
+  channels: int = 3,
+  *,
+  dtype: Any = jnp.float32,
+  axis: str | None = None,
+) -> Branch:
+  """Builds the ResNet for 32x32 images, He et al. 2016, section 4.2.
+
+  Shortcuts are 1x1 convolutions where the shape changes. Pieces: `stem`,
+  `stage1.block0`, ..., `stage3.block{n-1}`, `readout`.
+
+  Args:
+    depth: 6 n + 2 for n blocks a stage: 20, 32, 44, 56 or 110.
+    outputs: width of the logits, the reference output included.
+    widths: features of the stem and of each stage.
+    norm: `batch` or `group`.
+    channels: channels of an image.
+    dtype: see `layers.Numerics`.
+    axis: see `layers.Numerics`.
+
+  Raises:
+    ValueError: for another depth.
+  """
+  blocks, rest = divmod(depth - 2, 6)
+  if rest or blocks < 1:
+    raise ValueError(f"depth={depth} is not 6 n + 2; use 20, 32 or 110")
+  numerics = Numerics(norm, dtype, axis)
+  counts = (blocks,) * (len(widths) - 1)
+  return _resnet(
+    f"resnet{depth}", counts, (channels, *widths), outputs, numerics
+  )
+
+
+def resnet18(
+  outputs: int,
+  norm: str = "batch",
+  channels: int = 3,
+  width: int = 64,
+  *,
+  dtype: Any = jnp.float32,
+  axis: str | None = None,
+) -> Branch:
+  """Builds ResNet-18 with a 3x3 stem of stride 1 and no pooling behind it.
+
+  Pieces: `stem`, `stage1.block0`, ..., `stage4.block1`, `readout`.
+
+  Args:
+    outputs: width of the logits, the reference output included.
+    norm: `batch` or `group`.
+    channels: channels of an image.
+    width: features of the stem and the first stage; each later stage doubles.
+    dtype: see `layers.Numerics`.
+    axis: see `layers.Numerics`.
+  """
+  widths = (channels, width, width, 2 * width, 4 * width, 8 * width)
+  numerics = Numerics(norm, dtype, axis)
+  return _resnet("resnet18", (2, 2, 2, 2), widths, outputs, numerics)
+
+
+def _resnet(
+  name: str,
+  counts: Sequence[int],
+  widths: Sequence[int],
+  outputs: int,
+  numerics: Numerics,
+) -> Branch:
+  def block(stage: int, i: int) -> Maker:
+    inputs = widths[stage] if i == 0 else widths[stage + 1]
+    stride = 2 if i == 0 and stage > 1 else 1
+    return lambda rngs: layers.Block(
+      inputs, widths[stage + 1], stride, numerics, rngs=rngs
+    )
+
+  trunk: dict[str, Maker] = {
+    "stem": lambda rngs: layers.ConvLayer(
+      widths[0], widths[1], numerics, rngs=rngs
+    )
+  }
+  for stage, count in enumerate(counts, 1):
+    for i in range(count):
+      trunk[f"stage{stage}.block{i}"] = block(stage, i)
+  return _branch(name, trunk, widths[-1], outputs)

@@ -1,0 +1,111 @@
+"""The objective seam: how one branch turns a batch into a gradient.
+
+An objective knows one branch and nothing of other heads. The criterion that
+it is handed says what the logits `[b, c+1]` of that head cost a sample, so
+every objective works with every loss.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mhil import networks
+
+Tree = Any
+Criterion = Callable[[Float[Array, "b k"]], Float[Array, " b"]]
+
+
+class Batch(NamedTuple):
+  """What every head sees in a step.
+
+  Attributes:
+    images: `[b, ...]` float32, normalised and augmented.
+    owners: `[b]` int32, the head that owns each sample's class.
+    columns: `[b]` int32, the column of that class in its head.
+    weight: `[b]` float32; sums to one over the whole mesh, 0 for padding.
+  """
+
+  images: Float[Array, "b ..."]
+  owners: Int[Array, " b"]
+  columns: Int[Array, " b"]
+  weight: Float[Array, " b"]
+
+
+class Step(NamedTuple):
+  """What an objective returns for one head and one batch.
+
+  Attributes:
+    loss: the quantity minimised, summed over this device's samples.
+    grads: like the parameters; summed over the whole batch.
+    stats: new normalisation statistics.
+    side: new side state.
+  """
+
+  loss: Float[Array, ""]
+  grads: Tree
+  stats: Tree
+  side: Tree
+
+
+class Objective(NamedTuple):
+  """A way to train one branch.
+
+  Attributes:
+    name: for messages and tables.
+    init: `key -> (params, stats, side)`: the branch's and the method's own.
+    step: `(params, stats, side, batch, criterion, key) -> Step`.
+    predict: `(params, stats, images) -> logits [b, c+1]`, at inference.
+  """
+
+  name: str
+  init: Callable[[Array], tuple[Tree, Tree, Tree]]
+  step: Callable[..., Step]
+  predict: Callable[[Tree, Tree, Array], Float[Array, "b k"]]
+
+
+def end_to_end(branch: networks.Branch) -> Objective:
+  """Ordinary back-propagation through the whole branch."""
+
+  def init(key):
+    params, stats = branch.init(key)
+    return params, stats, {}
+
+  def loss(params, stats, batch, criterion):
+    logits, stats = branch.apply(params, stats, batch.images, True)
+    return jnp.sum(batch.weight * criterion(logits)), stats
+
+  def step(params, stats, side, batch, criterion, key):
+    del key
+    (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(
+      params, stats, batch, criterion
+    )
+    return Step(value, grads, stats, side)
+
+  def predict(params, stats, images):
+    return branch.apply(params, stats, images, False)[0]
+
+  return Objective("end_to_end", init, step, predict)
+
+
+def readout(objective: Objective) -> Objective:
+  """Train only the last layer; the features are frozen at inference form.
+
+  It costs one forward pass: nothing is differentiated below the readout.
+  """
+
+  def loss(last, params, stats, batch, criterion):
+    logits = objective.predict({**params, "readout": last}, stats, batch.images)
+    return jnp.sum(batch.weight * criterion(logits))
+
+  def step(params, stats, side, batch, criterion, key):
+    del key
+    value, last = jax.value_and_grad(loss)(
+      params["readout"], params, stats, batch, criterion
+    )
+    grads = jax.tree.map(jnp.zeros_like, params)
+    return Step(value, {**grads, "readout": last}, stats, side)
+
+  return objective._replace(name="readout", step=step)

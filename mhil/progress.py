@@ -1,0 +1,165 @@
+"""What a run has measured: plain numbers that survive a restart."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mhil import metrics
+
+
+class Progress(NamedTuple):
+  """What has been measured so far.
+
+  Attributes:
+    step: global step reached.
+    tallies: test counts after each finished task.
+    history: rows `[step, loss of head 0, ..]`; None where a head is idle.
+    logged: step of the last row.
+    seconds: training time of each task begun.
+  """
+
+  step: int = 0
+  tallies: tuple[metrics.Tally, ...] = ()
+  history: tuple[tuple[float | None, ...], ...] = ()
+  logged: int = 0
+  seconds: tuple[float, ...] = ()
+
+
+class NotFinite(ArithmeticError):
+  """A head's loss is NaN or infinite since some step."""
+
+  def __init__(self, head: int, step: int):
+    super().__init__(f"head {head}, step {step}")
+    self.head, self.step = head, step
+
+
+class Recorder:
+  """Keeps `Progress` up to date without making the devices wait.
+
+  A row is read when the next one is pushed, so the transfer of one overlaps
+  with the steps of the other.
+  """
+
+  def __init__(
+    self, done: Progress, log: Callable[[int, dict[str, float]], None]
+  ):
+    self.step = done.step
+    self._done, self._log = done, log
+    self._pending: tuple | None = None
+    self._logged = done.logged
+    self._clock = time.perf_counter()
+
+  def begin(self, t: int) -> None:
+    """Starts the clock of task `t`."""
+    self._clock = time.perf_counter()
+    if len(self._done.seconds) <= t:
+      self._done = self._done._replace(seconds=(*self._done.seconds, 0.0))
+
+  def push(self, loss, bad_step, training: tuple[int, ...]) -> None:
+    """Takes a row still on the devices; reads the one before."""
+    self.flush()
+    steps = self.step - self._logged
+    self._pending = self.step, steps, loss, bad_step, training
+    self._logged = self.step
+
+  def flush(self) -> None:
+    """Reads the row that is still on the devices."""
+    if self._pending is None:
+      return
+    step, steps, loss, bad_step, training = self._pending
+    self._pending = None
+    self.check(bad_step)
+    mean = np.asarray(loss, np.float64).reshape(-1) / steps
+    row = tuple(
+      float(x) if i in training else None for i, x in enumerate(mean)
+    )
+    self._done = self._done._replace(history=(*self._done.history, (step, *row)))
+    self._log(step, {f"loss/head_{i}": row[i] for i in training})
+
+  def check(self, bad_step) -> None:
+    """Raises `NotFinite` if a head went bad, for the first that did."""
+    bad = np.asarray(bad_step).reshape(-1)
+    if (bad >= 0).any():
+      first = np.where(bad < 0, np.iinfo(bad.dtype).max, bad)
+      raise NotFinite(int(first.argmin()), int(first.min()) + 1)
+
+  def end(self, tally) -> None:
+    """Books the test after a task."""
+    tally = metrics.Tally(*(np.asarray(x) for x in tally))
+    self._done = self._done._replace(tallies=(*self._done.tallies, tally))
+    self._stop_clock()
+    self._log(self.step, accuracies(tally))
+
+  def progress(self) -> Progress:
+    """Everything up to now."""
+    self._stop_clock()
+    return self._done._replace(step=self.step, logged=self._logged)
+
+  def _stop_clock(self) -> None:
+    now = time.perf_counter()
+    if self._done.seconds:
+      last = self._done.seconds[-1] + now - self._clock
+      self._done = self._done._replace(
+        seconds=(*self._done.seconds[:-1], last)
+      )
+    self._clock = now
+
+
+def accuracies(tally: metrics.Tally) -> dict[str, float]:
+  """The three accuracies that show where a multi-head network errs."""
+  return {
+    "accuracy": metrics.accuracy(tally),
+    "task_id_accuracy": metrics.task_id_accuracy(tally),
+    "within_task_accuracy": metrics.within_task_accuracy(tally),
+    "top5_accuracy": metrics.top5_accuracy(tally),
+  }
+
+
+def matrix(done: Progress) -> np.ndarray:
+  """The accuracy matrix `[t, t]` of the finished tasks; NaN ahead."""
+  n = len(done.tallies)
+  rows = [metrics.task_accuracies(tally)[:n] for tally in done.tallies]
+  return np.stack(rows) if rows else np.zeros((0, 0))
+
+
+def measured(done: Progress) -> dict[str, Any]:
+  """Every number that follows from the tests; JSON-safe."""
+  if not done.tallies:
+    return {"steps": done.step, "seconds_per_task": list(done.seconds)}
+  table, last = matrix(done), done.tallies[-1]
+  each = [accuracies(tally) for tally in done.tallies]
+  return {
+    **metrics.summary(table, last.total[: len(table)]),
+    **{k: v for k, v in each[-1].items() if k != "accuracy"},
+    "accuracy_after_task": [row["accuracy"] for row in each],
+    "task_id_after_task": [row["task_id_accuracy"] for row in each],
+    "within_task_after_task": [row["within_task_accuracy"] for row in each],
+    "accuracy_matrix": [
+      [None if np.isnan(x) else x for x in row] for row in table.tolist()
+    ],
+    "confusion_between_heads": last.confusion.tolist(),
+    "seconds_per_task": list(done.seconds),
+    "steps": done.step,
+  }
+
+
+def to_json(done: Progress) -> dict[str, Any]:
+  """Progress as lists and numbers."""
+  tallies = [[x.tolist() for x in tally] for tally in done.tallies]
+  return {**done._asdict(), "tallies": tallies}
+
+
+def from_json(saved: dict[str, Any]) -> Progress:
+  """The inverse of `to_json`."""
+  return Progress(
+    step=saved["step"],
+    tallies=tuple(
+      metrics.Tally(*(np.asarray(x) for x in tally))
+      for tally in saved["tallies"]
+    ),
+    history=tuple(tuple(row) for row in saved["history"]),
+    logged=saved["logged"],
+    seconds=tuple(saved["seconds"]),
+  )

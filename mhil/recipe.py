@@ -1,0 +1,36 @@
+"""How a task is trained: the plain numbers behind a run."""
+
+from typing import NamedTuple
+
+import optax
+
+from mhil import optimizers
+
+
+class Recipe(NamedTuple):
+  """How a task is trained.
+
+  Attributes:
+    optimizer: of unit learning rate (`optimizers`); fresh in every task.
+    rate: learning rate over a task.
+    epochs: passes over a task's new samples and exemplars.
+    batch: samples a step, over the whole mesh.
+    train_heads: `all`, `readout` or `new`; see `heads.update`.
+    correction: add the loss's prior correction.
+    memory: exemplars in all, over the whole mesh; None keeps every sample.
+    from_scratch: new parameters in every task. With every sample kept this
+      is joint training, the upper bound.
+    log_every: steps between two rows of the history.
+    test_batch: samples of an evaluation step, over the whole mesh.
+  """
+
+  optimizer: optax.GradientTransformation = optimizers.adam()
+  rate: optimizers.Rate = optimizers.constant(1e-3)
+  epochs: int = 30
+  batch: int = 32
+  train_heads: str = "all"
+  correction: bool = True
+  memory: int | None = 100
+  from_scratch: bool = False
+  log_every: int = 50
+  test_batch: int = 256

@@ -1,0 +1,171 @@
+"""The loop over tasks: D-CE-Train, readable from top to bottom.
+
+It knows no method: how a branch learns (`objective`) and what a head pays
+(`loss`) arrive as arguments.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+import tqdm
+from jax.sharding import Mesh
+
+from mhil import data as data_lib
+from mhil import facts, losses, objectives, programs, progress, streams
+from mhil import run as run_lib
+from mhil.progress import Progress
+from mhil.recipe import Recipe
+
+
+class Checkpoints(Protocol):
+  """What the loop asks of a place to save; see `checkpoint.Checkpoints`."""
+
+  every: int
+
+  def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
+    """Saves in the background; the arrays may be overwritten at once."""
+
+  def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+    """The newest sound save, laid out like `like`; None without one."""
+
+  def newest(self) -> int | None:
+    """Step of the newest save."""
+
+
+class Diverged(RuntimeError):
+  """A loss became NaN or infinite."""
+
+
+class Result(NamedTuple):
+  """A finished (or stopped) run.
+
+  Attributes:
+    state: final parameters and all else that training needs.
+    progress: what was measured, task by task.
+    metrics: what follows from it; JSON-safe.
+    finished: False if `stop` ended the run early.
+    predict: `images [b, ...] -> classes [b]`, over all open heads.
+  """
+
+  state: programs.State
+  progress: Progress
+  metrics: dict[str, Any]
+  finished: bool
+  predict: Callable[[np.ndarray], np.ndarray]
+
+
+def train(
+  mesh: Mesh,
+  stream: streams.Stream,
+  dataset: data_lib.Dataset,
+  objective: objectives.Objective,
+  loss: losses.Loss,
+  recipe: Recipe = Recipe(),
+  *,
+  seed: int = 0,
+  checkpoints: Checkpoints | None = None,
+  resume: bool = False,
+  stop: Callable[[], bool] = lambda: False,
+  log: Callable[[int, dict[str, float]], None] = lambda step, row: None,
+  bar: bool = False,
+) -> Result:
+  """Trains one head a task and tests all open heads after each.
+
+  Args:
+    mesh: from `sharding.make_mesh`; heads are dealt over its `head` axis.
+    stream: which classes arrive when.
+    dataset: all samples, seen and unseen.
+    objective: how a branch learns, e.g. `objectives.end_to_end(branch)`.
+    loss: e.g. `losses.dce()`.
+    recipe: optimiser, epochs, batch, memory and the like.
+    seed: moves initialisation, exemplars, shuffling and augmentation.
+    checkpoints: where to save, after each task and every `every` steps.
+    resume: go on from the newest save, bit for bit.
+    stop: asked after every step; True saves and returns.
+    log: gets each row of numbers as it is known.
+    bar: show a progress bar.
+
+  Raises:
+    ValueError: if the parts do not fit together.
+    Diverged: names the step, the head and the last good save.
+  """
+  # 1. Place the data, draw the heads, compile every program once.
+  run = run_lib.build(mesh, stream, dataset, objective, loss, recipe, seed)
+  state, done = run_lib.start(run), Progress()
+  if resume and checkpoints and (saved := checkpoints.restore(state)):
+    state, done = saved[0], progress.from_json(saved[1])
+  note = progress.Recorder(done, log)
+  meter = tqdm.tqdm(
+    total=run.plan[-1].stop,
+    initial=done.step,
+    disable=not bar,
+    unit="step",
+    dynamic_ncols=True,
+  )
+
+  def save():
+    # Only sound states are saved, so a save is always the last good one.
+    note.flush()
+    note.check(state.bank.bad_step)
+    assert checkpoints is not None
+    checkpoints.save(note.step, state, progress.to_json(note.progress()))
+
+  try:
+    for t in range(len(done.tallies), len(stream.tasks)):
+      # 2. Open the head of the task that has arrived.
+      steps, task = run.plan[t], run_lib.open_task(run, t)
+      meter.set_description(f"task {t + 1}/{len(stream.tasks)}")
+      if note.step == steps.start:
+        state = run_lib.renew(run, state, t)
+      note.begin(t)
+      batches = None
+
+      # 3. Train all heads that learn; nothing goes to or from the host.
+      for step in range(note.step, steps.stop):
+        epoch, i = divmod(step - steps.start, run_lib.per_epoch(run, t))
+        if i == 0 or batches is None:
+          batches = run_lib.batches(run, t, epoch)
+        state = run.step(state, batches, task, run.train_set)
+        meter.update()
+        note.step = step + 1
+        if note.step % recipe.log_every == 0 or note.step == steps.stop:
+          state, *row = run_lib.read(state)
+          note.push(*row, run_lib.training(run, t))
+        if note.step == steps.stop:
+          break
+        stopping = stop()
+        if checkpoints and (
+          stopping or (checkpoints.every and note.step % checkpoints.every == 0)
+        ):
+          save()
+        if stopping:
+          return _result(run, state, note, finished=False)
+
+      # 4. Test every open head on all classes seen; save.
+      note.flush()
+      note.end(run_lib.evaluate(run, state, t, task))
+      if checkpoints:
+        save()
+      if stop() and t + 1 < len(stream.tasks):
+        return _result(run, state, note, finished=False)
+  except progress.NotFinite as error:
+    last = checkpoints.newest() if checkpoints else None
+    where = f"step {last}" if last is not None else "none was saved"
+    raise Diverged(
+      f"the loss of head {error.head} became NaN or infinite at step "
+      f"{error.step}; last good checkpoint: {where}; lower "
+      "optimizer.learning_rate or look at the data"
+    ) from None
+  finally:
+    meter.close()
+  return _result(run, state, note, finished=True)
+
+
+def _result(run, state, note, finished) -> Result:
+  done = note.progress()
+  last = max(len(done.tallies) - 1, 0)
+  numbers = progress.measured(done) | facts.of_run(run, state)
+  predict = run_lib.predictor(run, state, last)
+  return Result(state, done, numbers, finished, predict)
