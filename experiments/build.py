@@ -4,9 +4,7 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from mhil import (
-  config as config_lib,
-)
+from mhil import config as config_lib
 from mhil import (
   data,
   losses,
@@ -16,7 +14,11 @@ from mhil import (
   sharding,
   streams,
 )
+from mhil import run as run_lib
 from mhil.recipe import Recipe
+
+# More threads in one process only make a mistyped mesh take minutes.
+SIMULATED = 256
 
 
 class Parts(NamedTuple):
@@ -37,19 +39,16 @@ def parts(config: config_lib.Config) -> Parts:
     ValueError: names the field, its value and the fix.
   """
   config_lib.validate(config)
-  sharding.simulate(devices(config.mesh))
+  sharding.simulate(min(devices(config.mesh), SIMULATED))
   dataset = data.load(config.data.name, folder=config.data.folder or None)
   stream = make_stream(config.stream, dataset.classes)
   mesh = make_mesh(config.mesh, len(stream.tasks))
+  recipe = make_recipe(config)
+  run_lib.check(mesh, stream, dataset, recipe)
   branch = make_branch(config.network, dataset, stream.head_width + 1)
-  return Parts(
-    mesh,
-    stream,
-    dataset,
-    objectives.end_to_end(branch),
-    make_loss(config.loss),
-    make_recipe(config),
-  )
+  objective = objectives.end_to_end(branch)
+  loss = make_loss(config.loss)
+  return Parts(mesh, stream, dataset, objective, loss, recipe)
 
 
 def devices(mesh: config_lib.Mesh) -> int:

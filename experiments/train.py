@@ -8,9 +8,11 @@ The work directory receives config.json, metrics.json, accuracy_matrix.csv,
 accuracy_matrix.png, curves.png, TensorBoard events and checkpoints/.
 """
 
+import datetime
 import pathlib
+import shlex
 import signal
-import time
+import sys
 from typing import Any
 
 from absl import flags
@@ -35,9 +37,11 @@ def main() -> None:
     raise cli.UserError("--resume needs to know the run; add --workdir=DIR")
   folder = pathlib.Path(_WORKDIR.value or _default_workdir())
   numbers = train(config, folder, resume=_RESUME.value, bar=not _QUIET.value)
-  if numbers is not None:
-    print(workdir.table(numbers))
-    print(f"results in {folder}")
+  if numbers is None:
+    print(f"resume with: {_resume_command(folder)}")
+    return
+  print(workdir.table(numbers))
+  print(f"results in {folder}")
 
 
 def train(
@@ -71,6 +75,7 @@ def train(
     ) as checkpoints,
     workdir.Events(folder) as events,
     StopSignal() as stop,
+    cli.checking(),
   ):
     # 2. Train and test, task after task.
     result = trainer.train(
@@ -83,9 +88,7 @@ def train(
       bar=bar,
     )
   if not result.finished:
-    step = result.progress.step
-    print(f"stopped by a signal and saved at step {step}; resume with")
-    print(f"  --workdir={folder} --resume")
+    print(f"stopped by a signal; saved at step {result.progress.step}")
     return None
 
   # 3. Numbers, figures.
@@ -98,13 +101,17 @@ def train(
 
 
 class StopSignal:
-  """True once SIGTERM or SIGINT came; the loop then saves and ends."""
+  """True once SIGTERM or SIGINT came; the loop then saves and ends.
+
+  A second one is not held back, since the first may wait for a long step.
+  """
 
   def __init__(self):
     self.came = False
     self._before: dict[int, Any] = {}
 
   def __call__(self) -> bool:
+    """Whether a signal came."""
     return self.came
 
   def __enter__(self):
@@ -118,11 +125,22 @@ class StopSignal:
 
   def _take(self, *_):
     self.came = True
+    self.__exit__()
 
 
 def _default_workdir() -> str:
-  name = pathlib.Path(cli.config_file()).stem
-  return f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+  # To the microsecond: jobs of a script start in the same second.
+  now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+  return f"runs/{cli.config_file().stem}-{now}"
+
+
+def _resume_command(folder: pathlib.Path) -> str:
+  words = ["python -m experiments.train", shlex.join(sys.argv[1:])]
+  if not _WORKDIR.value:
+    words.append(shlex.quote(f"--workdir={folder}"))
+  if not _RESUME.value:
+    words.append("--resume")
+  return " ".join(filter(None, words))
 
 
 if __name__ == "__main__":

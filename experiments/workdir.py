@@ -36,16 +36,19 @@ def claim(
   """
   path = folder / "config.json"
   try:
-    folder.mkdir(parents=True, exist_ok=True)
     if path.exists():
-      _check_same(folder, config, json.loads(path.read_text()), resume)
+      _check_same(folder, config, path, resume)
     elif resume:
       raise cli.UserError(
         f"--resume: --workdir={folder} holds no run; start one without --resume"
       )
-    draft = folder / ".config.json.draft"
-    draft.write_text(config_lib.to_json(config))
-    draft.rename(path)
+    elif (folder / "checkpoints").exists():
+      raise cli.UserError(
+        f"--workdir={folder} holds checkpoints, but no config.json that says "
+        "of what; name another folder"
+      )
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(path, config_lib.to_json(config))
   except OSError as error:
     raise cli.UserError(
       f"--workdir={folder} cannot be written ({error.strerror}); name a "
@@ -53,13 +56,18 @@ def claim(
     ) from None
 
 
-def _check_same(folder, config, before, resume) -> None:
+def _check_same(folder, config, path, resume) -> None:
   if not resume:
     raise cli.UserError(
       f"--workdir={folder} holds a run already; add --resume to go on with "
       "it, or name another folder"
     )
-  old = config_lib.flatten(before)
+  try:
+    old = config_lib.flatten(json.loads(path.read_text()))
+  except (ValueError, AttributeError):
+    raise cli.UserError(
+      f"--resume: {path} is damaged; restore it, or name another folder"
+    ) from None
   new = config_lib.flatten(json.loads(config_lib.to_json(config)))
   # A mesh may change: heads are dealt anew.
   for field in sorted(new.keys() | old.keys()):
@@ -68,9 +76,16 @@ def _check_same(folder, config, before, resume) -> None:
     if old.get(field) != new.get(field):
       raise cli.UserError(
         f"--workdir={folder} holds a run with {field}={old.get(field)!r}, not "
-        f"{new.get(field)!r}; use --config.{field}={old.get(field)} or another "
-        "folder"
+        f"{new.get(field)!r}; use {cli.override(field, old.get(field))} or "
+        "another folder"
       )
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+  # A reader, or a run after a kill, sees all of the text or none of it.
+  draft = path.with_name(f".{path.name}.draft")
+  draft.write_text(text)
+  draft.rename(path)
 
 
 class Events:
@@ -119,9 +134,8 @@ def write(
     folder / "curves.png",
   )
   # Last, so that its presence says that the run is complete.
-  draft = folder / ".metrics.json.draft"
-  draft.write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n")
-  draft.rename(folder / "metrics.json")
+  text = json.dumps(numbers, indent=1, allow_nan=False) + "\n"
+  _replace(folder / "metrics.json", text)
 
 
 def table(numbers: dict[str, Any]) -> str:

@@ -10,3 +10,38 @@ Letters used alike in einsums, shape annotations and comments:
 Arrays of the bank of heads start with `l h`: head `i` is entry
 `divmod(i, h)`, and the second axis lies over the mesh's `head` axis.
 """
+
+import importlib
+from typing import Any
+
+from mhil.version import __version__
+
+__all__ = [
+  "__version__",
+  "augment",
+  "checkpoint",
+  "config",
+  "data",
+  "heads",
+  "losses",
+  "metrics",
+  "networks",
+  "objectives",
+  "optimizers",
+  "plots",
+  "recipe",
+  "sharding",
+  "streams",
+  "trainer",
+]
+
+
+def __getattr__(name: str) -> Any:
+  # Late, so that one module does not cost the import of all (Orbax: seconds).
+  if name in __all__:
+    return importlib.import_module(f"mhil.{name}")
+  raise AttributeError(f"module 'mhil' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+  return __all__

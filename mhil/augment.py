@@ -70,7 +70,7 @@ def normalise(
       f"mean and std have {len(mean)} and {len(std)} entries, the images "
       f"{channels} channels; give one entry a channel"
     )
-  shift, spread = np.float32(mean), np.float32(std)
+  shift, spread = (np.asarray(each, np.float32) for each in (mean, std))
   if images.dtype == jnp.uint8:
     values = np.arange(256, dtype=np.float32)[:, None] / np.float32(scale)
     table = jnp.asarray((values - shift) / spread)

@@ -8,12 +8,14 @@ saved on a mesh with another `head` axis are dealt anew, in order.
 
 import hashlib
 import json
+import math
 import pathlib
 import shutil
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -56,10 +58,15 @@ class Checkpoints:
     )
 
   def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
-    """Saves in the background; the arrays may be overwritten on return."""
+    """Saves in the background; the arrays may be overwritten on return.
+
+    Raises:
+      FloatingPointError: if a number is NaN or infinite; nothing is saved.
+    """
     if step in self._manager.all_steps():
       return
     self._manager.wait_until_finished()
+    self._check_finite(step, state)
     self._writing = step
     shapes = [list(x.shape) for x in jax.tree.leaves(state)]
     self._manager.save(
@@ -73,20 +80,21 @@ class Checkpoints:
   def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
     """The newest sound save, laid out like `like`; None without one.
 
-    Damaged saves are named and removed, so that their steps can be saved
+    Damaged saves are named and set aside, so that their steps can be saved
     again.
     """
-    for step in sorted(self._manager.all_steps(), reverse=True):
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    for step, before in zip(steps, [*steps[1:], None]):
       try:
         self._verify(step)
-        return self._read(step, like)
-      except Exception as error:  # Orbax has no common class for damage.
-        why = (str(error) or type(error).__name__).splitlines()[0][:160]
+      except (OSError, ValueError, LookupError, TypeError) as error:
+        self._set_aside(step)
+        fix = "the start" if before is None else f"checkpoint {before}"
         self._say(
-          f"checkpoint {step} is damaged ({why}); going back to the one before"
+          f"checkpoint {step} is damaged ({error}); going back to {fix}"
         )
-        shutil.rmtree(self._folder / str(step))
-        self._manager.reload()
+      else:
+        return self._read(step, like)
     return None
 
   def newest(self) -> int | None:
@@ -120,6 +128,24 @@ class Checkpoints:
     )["state"]
     return jax.tree.map(_deal, state, like), restored["progress"]["progress"]
 
+  def _check_finite(self, step: int, state: Any) -> None:
+    # The loss of a step is taken before its update, which may be what fails.
+    finite = jax.tree.leaves(jax.device_get(_finite(state)))
+    for (path, leaf), good in zip(jax.tree.leaves_with_path(state), finite):
+      if not good:
+        last = self.newest()
+        raise FloatingPointError(
+          f"{_place(path, leaf)} became NaN or infinite by step {step}; last "
+          f"good checkpoint: {'none was saved' if last is None else last}; "
+          "lower optimizer.learning_rate or look at the data"
+        )
+
+  def _set_aside(self, step: int) -> None:
+    aside = self._folder / f"{step}.damaged"
+    shutil.rmtree(aside, ignore_errors=True)
+    (self._folder / str(step)).rename(aside)
+    self._manager.reload()
+
   def _write_manifest(self) -> None:
     # Everything is written; the folder gets its final name right after this.
     (folder,) = self._folder.glob(f"{self._writing}.orbax-checkpoint-tmp*")
@@ -128,6 +154,8 @@ class Checkpoints:
 
   def _verify(self, step: int) -> None:
     folder = self._folder / str(step)
+    if not (folder / MANIFEST).is_file():
+      raise ValueError(f"{MANIFEST} was removed")
     wanted = json.loads((folder / MANIFEST).read_text())["sha256"]
     found = _hashes(folder)
     for name, digest in wanted.items():
@@ -143,6 +171,19 @@ def _hashes(folder: pathlib.Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*"))
     if path.is_file() and path.name not in (MANIFEST, STAMP)
   }
+
+
+@jax.jit
+def _finite(tree: Any) -> Any:
+  return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
+
+
+def _place(path: Any, leaf: jax.Array) -> str:
+  """Name of an array with a bad number, and of the first head that has it."""
+  rows = np.asarray(leaf).reshape(math.prod(leaf.shape[:2]), -1)
+  bad = ~np.isfinite(rows).all(1)
+  name = jax.tree_util.keystr(path, simple=True, separator=".")
+  return f"{name} of head {bad.argmax()}" if leaf.ndim > 1 else name
 
 
 def _abstract(like: jax.Array, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:

@@ -137,23 +137,34 @@ CHOICES = {
   "optimizer.schedule": ("constant", "cosine"),
   "train.train_heads": ("all", "readout", "new"),
 }
-LEAST = {
-  "seed": 0,
-  "mesh.data": 1,
-  "mesh.head": 1,
-  "mesh.stage": 1,
-  "mesh.subnet": 1,
-  "stream.base": 0,
-  "stream.increment": 1,
-  "stream.order_seed": -1,
-  "memory.size": -1,
-  "optimizer.momentum": 0,
-  "optimizer.weight_decay": 0,
-  "train.epochs": 1,
-  "train.batch": 1,
-  "train.log_every": 1,
-  "checkpoint.every": 0,
-  "checkpoint.keep": 1,
+KINDS: dict[type, str] = {
+  bool: "true or false",
+  int: "a whole number",
+  float: "a number",
+  str: "a text",
+  tuple: "a tuple of whole numbers",
+}
+INF = float("inf")
+# Smallest and largest value. A learning rate of 0 is the control that must
+# not learn; numpy takes no seed of more than 32 bits.
+RANGE: dict[str, tuple[float, float]] = {
+  "seed": (0, 2**32 - 1),
+  "mesh.data": (1, INF),
+  "mesh.head": (1, INF),
+  "mesh.stage": (1, INF),
+  "mesh.subnet": (1, INF),
+  "stream.base": (0, INF),
+  "stream.increment": (1, INF),
+  "stream.order_seed": (-1, 2**32 - 1),
+  "memory.size": (-1, INF),
+  "optimizer.learning_rate": (0, INF),
+  "optimizer.momentum": (0, 1),
+  "optimizer.weight_decay": (0, INF),
+  "train.epochs": (1, INF),
+  "train.batch": (1, INF),
+  "train.log_every": (1, INF),
+  "checkpoint.every": (0, INF),
+  "checkpoint.keep": (1, INF),
 }
 
 
@@ -163,23 +174,19 @@ def validate(config: Config) -> None:
   The message names the field, its value and the fix.
   """
   flat = flatten(to_dict(config))
-  defaults = flatten(to_dict(Config()))
-  for field, value in flat.items():
-    _check_type(field, value, defaults[field])
+  for field, default in flatten(to_dict(Config())).items():
+    _check_type(field, flat.get(field), default)
   for field, known in CHOICES.items():
     if flat[field] not in known:
       raise ValueError(
         f"{field}={flat[field]!r} is not known; use one of {', '.join(known)}"
       )
-  for field, least in LEAST.items():
-    if not flat[field] >= least:
-      raise ValueError(f"{field}={flat[field]} is too small; use {least} or more")
-  if not 0 < config.optimizer.learning_rate < float("inf"):
-    # Zero is allowed as the control that must not learn.
-    if config.optimizer.learning_rate != 0:
+  for field, (least, most) in RANGE.items():
+    # Written so that NaN, and infinity where there is no most, are refused.
+    if not (least <= flat[field] <= most and flat[field] < INF):
+      limit = f" to {most}" if most < INF else " or more"
       raise ValueError(
-        f"optimizer.learning_rate={config.optimizer.learning_rate} is not a "
-        "rate; use a finite number of 0 or more"
+        f"{field}={flat[field]} is out of range; use {least}{limit}"
       )
   if config.train.batch % config.mesh.data:
     raise ValueError(
@@ -216,17 +223,25 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _check_type(field: str, value: Any, default: Any) -> None:
-  wanted = type(default)
-  fits = isinstance(value, wanted) and (
+  wanted: Any = type(default)
+  kinds = (int, float) if wanted is float else wanted
+  fits = isinstance(value, kinds) and (
     wanted is bool or not isinstance(value, bool)
   )
-  if wanted is float:
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-  if wanted is tuple:
-    fits = isinstance(value, tuple) and all(type(x) is int for x in value)
+  if wanted is tuple and fits:
+    fits = all(type(x) is int for x in value)
   if not fits:
-    kind = "tuple of whole numbers" if wanted is tuple else wanted.__name__
     raise ValueError(
-      f"{field}={value!r} is a {type(value).__name__}; use a {kind} such as "
-      f"{default!r}"
+      f"{field}={value!r} is not {KINDS[wanted]}; use for instance {default!r}"
     )
+
+
+def assign(config: Config, field: str, value: Any) -> None:
+  """Sets `group.field`, or a field without a group."""
+  *groups, name = field.split(".")
+  holder: Any = config
+  for group in groups:
+    holder = getattr(holder, group)
+  if not hasattr(holder, name):
+    raise ValueError(f"{field}={value!r} is not a field of the configuration")
+  setattr(holder, name, value)

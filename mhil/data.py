@@ -101,11 +101,17 @@ def _split(
   limit: int | None,
   stream: bool,
 ) -> tuple[Any, np.ndarray]:
-  labels = _checked_labels(name, split, labels)
-  if images.ndim and len(images) != len(labels):
+  field = f"data={name!r}: {split}_images"
+  if images.ndim not in (2, 3, 4):
     raise ValueError(
-      f"data={name!r}: {split}_images has {len(images)} rows, {split}_labels "
-      f"{len(labels)}; save one label an image"
+      f"{field} has shape {list(images.shape)}; save [n, height, width, "
+      "channels], [n, height, width] or [n, d]"
+    )
+  labels = _checked_labels(name, split, labels)
+  if len(images) != len(labels):
+    raise ValueError(
+      f"{field} has {len(images)} rows, {split}_labels {len(labels)}; save "
+      "one label an image"
     )
   rows: Any = slice(None)
   if limit is not None:
@@ -118,7 +124,7 @@ def _split(
     images = images if stream else images[:]
   else:
     images = images[rows]
-  return _checked_images(name, split, images), labels
+  return _checked_images(field, images), labels
 
 
 def _checked_labels(name: str, split: str, labels: np.ndarray) -> np.ndarray:
@@ -138,15 +144,9 @@ def _checked_labels(name: str, split: str, labels: np.ndarray) -> np.ndarray:
   return np.asarray(labels, np.int32)
 
 
-def _checked_images(name: str, split: str, images: Any) -> Any:
-  field = f"data={name!r}: {split}_images"
+def _checked_images(field: str, images: Any) -> Any:
   if images.dtype not in (np.uint8, np.float32):
     raise ValueError(f"{field} is {images.dtype}; save uint8 or float32")
-  if images.ndim not in (2, 3, 4):
-    raise ValueError(
-      f"{field} has shape {list(images.shape)}; save [n, height, width, "
-      "channels], [n, height, width] or [n, d]"
-    )
   if images.ndim == 3:
     images = images[..., None]
   elif images.ndim == 2:
@@ -174,6 +174,8 @@ def _dataset(
     )
   classes = _classes(name, train[1], test[1])
   scale = settings.get("scale", 255.0 if dtypes[0] == np.uint8 else 1.0)
+  if not scale > 0:
+    raise ValueError(f"data={name!r}: scale={scale} must be positive")
   mean, std = settings.get("mean"), settings.get("std")
   if mean is None or std is None:
     mean, std = _moments(train[0], scale)
@@ -216,8 +218,6 @@ def _check_settings(dataset: Dataset) -> None:
   channels = dataset.train_images.shape[-1]
   size = min(dataset.train_images.shape[1:3])
   head = f"data={dataset.name!r}:"
-  if not dataset.scale > 0:
-    raise ValueError(f"{head} scale={dataset.scale} must be positive")
   if not len(dataset.mean) == len(dataset.std) == channels:
     raise ValueError(
       f"{head} mean={dataset.mean} and std={dataset.std} need one entry for "

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mhil import heads, programs, sharding
+from mhil import heads, programs
 from mhil import run as run_lib
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -25,9 +25,7 @@ def of_run(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
     "parameters": {"total": of_head * open_heads, "per_head": of_head},
     "memory": exemplars(run),
     "compiles": {"train_step": 1, "evaluate": 1},
-    "collectives": [
-      c._asdict() for c in sharding.collectives(run.step, run.mesh)
-    ],
+    "collectives": [c._asdict() for c in run.traffic],
     "step_bytes_per_device": {
       "temporary": usage.temp_size_in_bytes,
       "arguments": usage.argument_size_in_bytes,

@@ -99,30 +99,40 @@ def flatten(leaf):
   return leaf.reshape(-1, *leaf.shape[2:])
 
 
-def init(
+def initializer(
   objective: objectives.Objective,
   optimizer: optax.GradientTransformation,
-  key: jax.Array,
   heads: int,
   mesh: Mesh,
-) -> Bank:
-  """A bank of `heads` fresh heads, born on their devices.
+) -> Callable[[jax.Array], Bank]:
+  """`key -> Bank` of `heads` fresh heads, born on their devices; to be jitted.
 
   Head `i` depends on `fold_in(key, i)` alone, not on the mesh.
   """
   l, h = rows(heads, mesh)
 
-  def one(index):
-    params, stats, side = objective.init(jax.random.fold_in(key, index))
+  def one(key):
+    params, stats, side = objective.init(key)
     blank = jnp.zeros(()), jnp.full((), -1, jnp.int32)
     return Bank(params, stats, optimizer.init(params), side, *blank)
 
-  def local():
+  def local(key):
     index = jnp.arange(l) * h + lax.axis_index("head")
-    bank = lax.map(one, index)
-    return jax.tree.map(lambda x: _vary(x, "head")[:, None], bank)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    return _rows(lax.map(one, keys))
 
-  return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(), out_specs=SPEC))()
+  return jax.shard_map(local, mesh=mesh, in_specs=P(), out_specs=SPEC)
+
+
+def each(
+  function: Callable[[Tree], Tree], mesh: Mesh
+) -> Callable[[Tree], Tree]:
+  """Lifts a function of one head's tree to every head; to be jitted."""
+
+  def local(tree):
+    return _rows(lax.map(function, jax.tree.map(lambda x: x[:, 0], tree)))
+
+  return jax.shard_map(local, mesh=mesh, in_specs=SPEC, out_specs=SPEC)
 
 
 def update(
@@ -163,7 +173,7 @@ def update(
   last_layer = objectives.readout(objective)
 
   def train(i, bank):
-    part = jax.tree.map(lambda x: x[i, 0], bank)
+    part = lax.optimization_barrier(jax.tree.map(lambda x: x[i, 0], bank))
     head = i * width + here
     targets = jnp.where(
       batch.owners == head, batch.columns, task.valid.shape[-1]
@@ -216,6 +226,7 @@ def update(
       part.loss + out.loss,
       jnp.where(bad, step.astype(jnp.int32), part.bad_step),
     )
+    new = lax.optimization_barrier(new)
     return jax.tree.map(lambda x, y: x.at[i, 0].set(y), bank, new)
 
   return lax.fori_loop(start, stop, train, bank)
@@ -274,6 +285,11 @@ def _agree(out: objectives.Step, part: Bank) -> objectives.Step:
   return out._replace(loss=loss, stats=stats)
 
 
+def _rows(tree):
+  # `[l, ...]` of this device to its part `[l, 1, ...]` of `[l, h, ...]`.
+  return jax.tree.map(lambda x: _vary(x, "head")[:, None], tree)
+
+
 def _vary(x, *axes):
   # Loops want their carry marked with every axis over which it will differ.
   missing = tuple(a for a in axes if a not in jax.typeof(x).manual_axis_type.varying)
@@ -282,20 +298,6 @@ def _vary(x, *axes):
 
 def _mean_over_data(x):
   return lax.pmean(x, "data") if "data" in jax.typeof(x).manual_axis_type.varying else x
-
-
-def each(function: Callable[[Tree], Tree], mesh: Mesh):
-  """Applies a function of one head's tree to every head, in place."""
-
-  def local(tree):
-    parts = jax.tree.map(lambda x: x[:, 0], tree)
-    return jax.tree.map(
-      lambda x: _vary(x, "head")[:, None], lax.map(function, parts)
-    )
-
-  return jax.jit(
-    jax.shard_map(local, mesh=mesh, in_specs=SPEC, out_specs=SPEC)
-  )
 
 
 def params_of(bank: Bank, head: int) -> Tree:

@@ -15,6 +15,12 @@ from jaxtyping import Array, Float
 from mhil.convolution import conv
 
 
+def _draw(rngs: nnx.Rngs, std: float, *shape: int) -> Array:
+  # Without the barrier XLA merges `std` with constants of its own, and the
+  # last bit depends on whether the caller compiles.
+  return std * lax.optimization_barrier(jax.random.normal(rngs.params(), shape))
+
+
 class Conv(nnx.Module):
   """Square convolution, zero-padded to keep the size at stride 1.
 
@@ -33,8 +39,7 @@ class Conv(nnx.Module):
     rngs: nnx.Rngs,
   ):
     std = (2 / (k * k * outputs)) ** 0.5
-    shape = (k, k, inputs, outputs)
-    self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), shape))
+    self.kernel = nnx.Param(_draw(rngs, std, k, k, inputs, outputs))
     self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
     self.stride, self.padding, self.dtype = stride, k // 2, dtype
 
@@ -59,8 +64,7 @@ class Dense(nnx.Module):
     rngs: nnx.Rngs,
   ):
     std = (gain / inputs) ** 0.5
-    kernel = jax.random.normal(rngs.params(), (inputs, outputs))
-    self.kernel = nnx.Param(std * kernel)
+    self.kernel = nnx.Param(_draw(rngs, std, inputs, outputs))
     self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
     self.dtype = dtype
 
@@ -75,12 +79,8 @@ class BatchNorm(nnx.Module):
 
   In training, `(x - mean) / sqrt(var + 1e-5)` takes the biased variance of
   the batch, and the running statistics move by 0.1 towards the batch's mean
-  and its *unbiased* variance. Statistics are float32 whatever `x` is.
-
-  Args:
-    features: size of the last axis.
-    axis: mesh axis over which the batch is spread; its devices then share
-      the statistics. Only inside `shard_map`.
+  and its *unbiased* variance. Statistics are float32 whatever `x` is. With
+  `axis`, the batch is spread over that mesh axis (inside `shard_map`).
   """
 
   def __init__(self, features: int, *, axis: str | None = None):
@@ -153,7 +153,8 @@ class Numerics(NamedTuple):
       `layer` or `none`.
     dtype: in which layers compute and hand on; parameters, statistics and
       logits are float32.
-    axis: mesh axis over which `BatchNorm` shares statistics, or None.
+    axis: mesh axis over which batch norm shares its statistics in training,
+      or None; needs `shard_map`.
   """
 
   norm: str
@@ -214,14 +215,8 @@ class DenseLayer(nnx.Module):
   def __init__(
     self, inputs: int, outputs: int, numerics: Numerics, *, rngs: nnx.Rngs
   ):
-    self.dense = Dense(
-      inputs,
-      outputs,
-      gain=2.0,
-      bias=numerics.norm == "none",
-      dtype=numerics.dtype,
-      rngs=rngs,
-    )
+    make = partial(Dense, gain=2.0, dtype=numerics.dtype, rngs=rngs)
+    self.dense = make(inputs, outputs, bias=numerics.norm == "none")
     self.norm = make_norm(outputs, numerics)
 
   def __call__(self, x: Array, train: bool) -> Float[Array, "b f"]:
@@ -230,10 +225,7 @@ class DenseLayer(nnx.Module):
 
 
 class ConvLayer(nnx.Module):
-  """Convolution, normalisation, then ReLU and 2x2 maxima as asked.
-
-  It has a bias where nothing normalises, unless `bias` says otherwise.
-  """
+  """Convolution, normalisation, then ReLU and 2x2 maxima as asked."""
 
   def __init__(
     self,
@@ -243,20 +235,13 @@ class ConvLayer(nnx.Module):
     *,
     k: int = 3,
     stride: int = 1,
-    bias: bool | None = None,
+    bias: bool = False,
     relu: bool = True,
     pool: bool = False,
     rngs: nnx.Rngs,
   ):
-    self.conv = Conv(
-      inputs,
-      outputs,
-      k,
-      stride=stride,
-      bias=numerics.norm == "none" if bias is None else bias,
-      dtype=numerics.dtype,
-      rngs=rngs,
-    )
+    make = partial(Conv, bias=bias, dtype=numerics.dtype, rngs=rngs)
+    self.conv = make(inputs, outputs, k, stride=stride)
     self.norm = make_norm(outputs, numerics)
     self.relu, self.pool = relu, pool
 

@@ -6,7 +6,7 @@ layer-parallel training cut. Pooling opens the last piece, `readout`, so that
 the chain of all pieces is `apply`.
 
 NNX defines the pieces; they are split once, when a branch is built, and run
-on plain nested dicts of arrays: `params[piece][layer]...[array]`.
+on plain nested dicts: `params[piece][layer]...[array]`.
 """
 
 import math
@@ -17,6 +17,7 @@ import jax
 import jax.extend.core
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from mhil import layers
@@ -47,10 +48,10 @@ class Branch(NamedTuple):
   name: str
   pieces: tuple[str, ...]
   init: Callable[[jax.Array], tuple[Tree, Tree]]
-  piece: Callable[[str, Tree, Tree, Array, bool], tuple[Array, Tree]]
-  apply: Callable[[Tree, Tree, Array, bool], tuple[Array, Tree]]
-  features: Callable[[Tree, Tree, Array, bool], tuple[Array, Tree]]
-  readout: Callable[[Tree, Array], Array]
+  piece: Callable[[str, Tree, Tree, ArrayLike, bool], tuple[Array, Tree]]
+  apply: Callable[[Tree, Tree, ArrayLike, bool], tuple[Array, Tree]]
+  features: Callable[[Tree, Tree, ArrayLike, bool], tuple[Array, Tree]]
+  readout: Callable[[Tree, ArrayLike], Array]
 
 
 Maker = Callable[[nnx.Rngs], nnx.Module]
@@ -79,25 +80,25 @@ def _branch(
     return params, stats
 
   def run(
-    piece: str, params: Tree, stats: Tree, x: Array, train: bool
+    piece: str, params: Tree, stats: Tree, x: ArrayLike, train: bool
   ) -> tuple[Array, Tree]:
     module: Any = nnx.merge(graphs[piece], params, stats)
-    x = module(x, train)
-    return x, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+    y = module(jnp.asarray(x), train)
+    return y, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
   def features(
-    params: Tree, stats: Tree, x: Array, train: bool
+    params: Tree, stats: Tree, x: ArrayLike, train: bool
   ) -> tuple[Float[Array, "b f"], Tree]:
     stats = dict(stats)
     for piece in pieces[:-1]:
       x, stats[piece] = run(piece, params[piece], stats[piece], x, train)
-    return layers.global_mean(x), stats
+    return layers.global_mean(jnp.asarray(x)), stats
 
-  def readout(params: Tree, x: Float[Array, "b f"]) -> Float[Array, "b c"]:
+  def readout(params: Tree, x: ArrayLike) -> Float[Array, "b c"]:
     return run("readout", params["readout"], {}, x, False)[0]
 
   def apply(
-    params: Tree, stats: Tree, x: Array, train: bool
+    params: Tree, stats: Tree, x: ArrayLike, train: bool
   ) -> tuple[Float[Array, "b c"], Tree]:
     x, stats = features(params, stats, x, train)
     return readout(params, x), stats
@@ -159,8 +160,7 @@ def mlp(
     outputs: width of the logits, the reference output included.
     hidden: units of each hidden layer.
     norm: `none`, `batch` or `layer`, before the ReLU.
-    dtype: see `layers.Numerics`.
-    axis: see `layers.Numerics`.
+    dtype, axis: see `layers.Numerics`.
   """
   numerics = Numerics(norm, dtype, axis)
   sizes = [inputs, *hidden]
@@ -190,8 +190,7 @@ def convnet(
     outputs: width of the logits, the reference output included.
     widths: features of each layer; each halves the image.
     norm: `group`, `batch` or `none`.
-    dtype: see `layers.Numerics`.
-    axis: see `layers.Numerics`.
+    dtype, axis: see `layers.Numerics`.
 
   Raises:
     ValueError: if nothing is left of the image after the last maximum.
@@ -205,8 +204,9 @@ def convnet(
   sizes = [shape[2], *widths]
 
   def layer(i: int) -> Maker:
+    options: Any = {"bias": norm == "none", "pool": True}
     return lambda rngs: layers.ConvLayer(
-      sizes[i], sizes[i + 1], numerics, pool=True, rngs=rngs
+      sizes[i], sizes[i + 1], numerics, **options, rngs=rngs
     )
 
   trunk = {f"conv{i}": layer(i) for i in range(len(widths))}
@@ -234,8 +234,7 @@ def resnet_cifar(
     widths: features of the stem and of each stage.
     norm: `batch` or `group`.
     channels: channels of an image.
-    dtype: see `layers.Numerics`.
-    axis: see `layers.Numerics`.
+    dtype, axis: see `layers.Numerics`.
 
   Raises:
     ValueError: for another depth.
@@ -268,8 +267,7 @@ def resnet18(
     norm: `batch` or `group`.
     channels: channels of an image.
     width: features of the stem and the first stage; each later stage doubles.
-    dtype: see `layers.Numerics`.
-    axis: see `layers.Numerics`.
+    dtype, axis: see `layers.Numerics`.
   """
   widths = (channels, width, width, 2 * width, 4 * width, 8 * width)
   numerics = Numerics(norm, dtype, axis)

@@ -33,6 +33,9 @@ class Run(NamedTuple):
     train_set, test_set: samples on the devices; tests sorted by head.
     step: compiled `(state, epoch, task, samples) -> state`.
     tally: compiled `(bank, task, samples, seen) -> metrics.Tally`.
+    fresh: jitted `key -> Bank`.
+    reset: jitted `parameters -> optimiser states`, for every head.
+    traffic: the collectives of `step`, read from its optimised program.
   """
 
   mesh: Mesh
@@ -48,6 +51,21 @@ class Run(NamedTuple):
   test_set: programs.Samples
   step: Any
   tally: Any
+  fresh: Any
+  reset: Any
+  traffic: list[sharding.Collective]
+
+  @property
+  def one_at_a_time(self) -> bool:
+    """Whether the host must wait for each step.
+
+    XLA's simulated CPU devices share one pool of threads, and two programs
+    with collectives in flight can each hold the threads that the other waits
+    for. Real devices, and programs without collectives, run ahead.
+    """
+    return bool(self.traffic) and (
+      self.mesh.devices.flat[0].platform == "cpu"
+    )
 
 
 def build(
@@ -88,6 +106,11 @@ def build(
     ),
     None,
     None,
+    jax.jit(
+      heads.initializer(objective, recipe.optimizer, len(stream.tasks), mesh)
+    ),
+    jax.jit(heads.each(recipe.optimizer.init, mesh)),
+    [],
   )
   state, task = start(run), open_task(run, 0)
   step = programs.train_step(
@@ -102,13 +125,17 @@ def build(
   tally = programs.evaluate(
     programs.class_scores(mesh, dataset, objective, loss), recipe.test_batch
   )
-  return run._replace(
-    step=jax.jit(step, donate_argnums=0)
+  compiled = (
+    jax.jit(step, donate_argnums=0)
     .lower(state, batches(run, 0, 0), task, run.train_set)
-    .compile(),
+    .compile()
+  )
+  return run._replace(
+    step=compiled,
     tally=jax.jit(tally)
     .lower(state.bank, task, run.test_set, _scalar(0, mesh))
     .compile(),
+    traffic=sharding.collectives(compiled, mesh),
   )
 
 
@@ -170,13 +197,7 @@ def task_rows(
 def start(run: Run, generation: int = 0) -> programs.State:
   """The state before the first step; `generation` draws other parameters."""
   key = jax.random.fold_in(jax.random.key(run.seed), generation)
-  bank = heads.init(
-    run.objective,
-    run.recipe.optimizer,
-    key,
-    len(run.stream.tasks),
-    run.mesh,
-  )
+  bank = run.fresh(sharding.replicated(key, run.mesh))
   return programs.State(_scalar(0, run.mesh), bank)
 
 
@@ -185,7 +206,9 @@ def open_task(run: Run, t: int) -> heads.Task:
   stream = run.stream
   shape = len(stream.tasks), stream.head_width
   counts, seen = np.zeros(shape), np.zeros(shape, bool)
-  of_class = np.bincount(run.dataset.train_labels[run.rows[t]])
+  of_class = np.bincount(
+    run.dataset.train_labels[run.rows[t]], minlength=run.dataset.classes
+  )
   for c in stream.seen(t):
     place = stream.head_of[c], stream.column_of[c]
     counts[place], seen[place] = of_class[c], True
@@ -205,7 +228,7 @@ def renew(run: Run, state: programs.State, t: int) -> programs.State:
   """New optimiser state for task `t`; from scratch, new parameters too."""
   if run.recipe.from_scratch and t:
     return state._replace(bank=start(run, t).bank)
-  opt = heads.each(run.recipe.optimizer.init, run.mesh)(state.bank.params)
+  opt = run.reset(state.bank.params)
   return state._replace(bank=state.bank._replace(opt=opt))
 
 

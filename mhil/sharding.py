@@ -157,8 +157,7 @@ def collectives(
   _check_size(text.partition("\n")[0], mesh)
   found = []
   for line in text.splitlines():
-    # Comments number the elements of long tuples: /*index=5*/.
-    match = _INSTRUCTION.match(re.sub(r"/\*.*?\*/", "", line))
+    match = _INSTRUCTION.match(line)
     if match is None:
       continue
     shape, kind, start, rest = match.groups()

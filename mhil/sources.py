@@ -122,7 +122,7 @@ class Column:
     """Reads the first value, for shape and dtype."""
     self._records, self._features, self._key = records, features, key
     self._rows = np.arange(len(records)) if rows is None else rows
-    first = np.asarray(self[0])
+    first = self[0]
     self.shape, self.dtype = (len(self), *first.shape), first.dtype
     self.ndim = len(self.shape)
 
@@ -141,9 +141,9 @@ class Column:
     for start in tqdm.tqdm(starts, f"decoding {self._key}", disable=quiet):
       part = chosen[start : start + 1024]
       for offset, value in enumerate(self._decode(part)):
-        if np.shape(value) != self.shape[1:]:
+        if value.shape != self.shape[1:]:
           raise ValueError(
-            f"{self._key} {part[offset]} has shape {list(np.shape(value))}, "
+            f"{self._key} {part[offset]} has shape {list(value.shape)}, "
             f"{self._key} {self._rows[0]} {list(self.shape[1:])}; resize all "
             "images to one size and save them as arrays:FOLDER"
           )
@@ -157,7 +157,7 @@ class Column:
   def _decode(self, rows: np.ndarray) -> list[np.ndarray]:
     records = self._records.__getitems__(rows.tolist())
     return [
-      self._features.deserialize_example_np(record)[self._key]
+      np.asarray(self._features.deserialize_example_np(record)[self._key])
       for record in records
     ]
 
@@ -182,6 +182,8 @@ def _meta(path: pathlib.Path) -> dict[str, Any]:
   kinds |= {"pad": int, "flip": bool}
   try:
     meta = dict(json.loads(path.read_text()))
+    if ("mean" in meta) != ("std" in meta):
+      raise ValueError("mean and std go together")
     return {field: kinds[field](value) for field, value in meta.items()}
   except KeyError as error:
     raise ValueError(

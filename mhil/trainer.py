@@ -128,6 +128,8 @@ def train(
         if i == 0 or batches is None:
           batches = run_lib.batches(run, t, epoch)
         state = run.step(state, batches, task, run.train_set)
+        if run.one_at_a_time:
+          jax.block_until_ready(state.step)
         meter.update()
         note.step = step + 1
         if note.step % recipe.log_every == 0 or note.step == steps.stop:

@@ -8,6 +8,7 @@ import pathlib
 import zlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
@@ -58,7 +59,8 @@ def name_of(path, prefix: str = "") -> str:
 def fill(tree, prefix: str = ""):
   """Replaces every leaf of `tree` (anything with a shape) by its values."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: values(name_of(path, prefix), leaf.shape), tree
+    lambda path, leaf: jnp.asarray(values(name_of(path, prefix), leaf.shape)),
+    tree,
   )
 
 

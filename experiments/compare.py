@@ -1,0 +1,147 @@
+"""Runs a list of configurations and seeds into one table.
+
+  python -m experiments.compare --suite=digits --seeds=5
+
+Writes OUT.md and OUT.csv after every run. A run that is done is not run
+again, so an interrupted comparison goes on where it was.
+"""
+
+import csv
+import datetime
+import importlib.metadata
+import json
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from experiments import build, cli, suites, train
+from mhil import config as config_lib
+from mhil import sharding
+
+_SUITE = flags.DEFINE_enum(
+  "suite", "digits", sorted(suites.SUITES), "Which rows to compare."
+)
+_SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds of each row.", lower_bound=1)
+_OUT = flags.DEFINE_string(
+  "out", None, "Table without its ending; default docs/results/SUITE."
+)
+_RUNS = flags.DEFINE_string("runs", "runs/compare", "Folder of the single runs.")
+
+COLUMNS = {
+  "average_incremental_accuracy": "average incremental",
+  "last_accuracy": "last",
+  "task_id_accuracy": "task id",
+  "within_task_accuracy": "within task",
+  "forgetting": "forgetting",
+}
+
+
+def main() -> None:
+  """Runs what is missing and writes the table."""
+  rows = suites.SUITES[_SUITE.value]
+  configs = [[configure(row, seed) for seed in _seeds()] for row in rows]
+  with cli.checking():
+    sharding.simulate(max(build.devices(c.mesh) for cs in configs for c in cs))
+  out = pathlib.Path(_OUT.value or f"docs/results/{_SUITE.value}")
+  done: dict[str, list[dict[str, Any]]] = {}
+  # Seed by seed, so that the table is whole early.
+  for i, seed in enumerate(_seeds()):
+    for row, seeds in zip(rows, configs):
+      folder = pathlib.Path(_RUNS.value) / _SUITE.value / slug(row, seed)
+      numbers = finish(seeds[i], folder)
+      done.setdefault(row.label, []).append(numbers)
+      print(
+        f"{row.label:<32} seed {seed}  "
+        f"{numbers['average_incremental_accuracy']:.3f}  "
+        f"{numbers['last_accuracy']:.3f}",
+        flush=True,
+      )
+      write(out, done)
+  print(out.with_suffix(".md").read_text())
+
+
+def configure(row: suites.Row, seed: int) -> config_lib.Config:
+  """The row's configuration; the seed moves the class order too."""
+  config = cli.load_config(cli.CONFIGS / f"{row.config}.py")
+  moved = {"seed": seed, "stream.order_seed": seed}
+  for field, value in (row.overrides | moved).items():
+    config_lib.assign(config, field, value)
+  with cli.checking():
+    config_lib.validate(config)
+  return config
+
+
+def finish(config: config_lib.Config, folder: pathlib.Path) -> dict[str, Any]:
+  """The numbers of a run, which is started or resumed if need be."""
+  path = folder / "metrics.json"
+  if not path.exists():
+    begun = (folder / "config.json").exists()
+    if train.train(config, folder, resume=begun) is None:
+      raise cli.UserError("stopped by a signal; the same command goes on")
+  return json.loads(path.read_text())
+
+
+def slug(row: suites.Row, seed: int) -> str:
+  """The run's folder name."""
+  return re.sub(r"[^a-z0-9]+", "-", f"{row.label}-{seed}".lower())
+
+
+def write(out: pathlib.Path, done: dict[str, list[dict[str, Any]]]) -> None:
+  """Writes mean and standard deviation over seeds as Markdown and CSV."""
+  out.parent.mkdir(parents=True, exist_ok=True)
+  head = ["row", "seeds", *COLUMNS.values(), "s a run", "bytes over head a step"]
+  body = [_cells(label, runs) for label, runs in done.items()]
+  lines = [
+    f"# Comparison `{_SUITE.value}`",
+    "",
+    *_about(next(iter(done.values()))[0]),
+    "",
+    "| " + " | ".join(head) + " |",
+    "|" + " --- |" * len(head),
+    *("| " + " | ".join(cells) + " |" for cells in body),
+  ]
+  out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+  with out.with_suffix(".csv").open("w", newline="") as file:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["row", "seed", *COLUMNS])
+    for label, runs in done.items():
+      for run in runs:
+        writer.writerow([label, run["seed"], *(run[c] for c in COLUMNS)])
+
+
+def _cells(label: str, runs: list[dict[str, Any]]) -> list[str]:
+  cells = [label, str(len(runs))]
+  for name in COLUMNS:
+    values = 100 * np.array([run[name] for run in runs])
+    deviation = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
+    cells.append(f"{values.mean():.1f}{deviation}")
+  seconds = np.mean([sum(run["seconds_per_task"]) for run in runs])
+  moved = sum(c["bytes"] for c in runs[0]["collectives"] if "head" in c["axes"])
+  return [*cells, f"{seconds:.1f}", f"{moved:,}"]
+
+
+def _about(run: dict[str, Any]) -> list[str]:
+  versions = ", ".join(f"{k} {v}" for k, v in run["versions"].items())
+  memory = run["memory"]
+  return [
+    f"`python -m experiments.compare --suite={_SUITE.value} "
+    f"--seeds={_SEEDS.value}`, {datetime.date.today()}; mhil "
+    f"{importlib.metadata.version('mhil')}, {versions}; "
+    f"{len(run['devices'])} devices ({run['devices'][0]} ..).",
+    "",
+    f"First row: {memory['exemplars']} exemplars in all, {memory['bytes']:,} "
+    f"bytes ({memory['protocol']}); {run['parameters']['total']:,} parameters. "
+    "Test accuracy in %, mean and standard deviation over seeds; a seed moves "
+    "the class order too. Seconds are of training only, on a shared machine.",
+  ]
+
+
+def _seeds() -> range:
+  return range(_SEEDS.value)
+
+
+if __name__ == "__main__":
+  cli.run(main)

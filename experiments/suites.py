@@ -1,0 +1,55 @@
+"""The comparisons that have a name: rows of a config and its overrides."""
+
+from typing import Any, NamedTuple
+
+
+class Row(NamedTuple):
+  """One line of a table.
+
+  Attributes:
+    label: what the line says it is.
+    config: name of a file in `configs/`.
+    overrides: `{"group.field": value}`.
+  """
+
+  label: str
+  config: str
+  overrides: dict[str, Any] = {}
+
+
+CE = {"loss.name": "ce"}
+OFF = {"loss.correction": "off"}
+
+
+def _losses(config: str) -> list[Row]:
+  return [
+    Row("D-CE learned", config),
+    Row("distributed CE", config, {"loss.name": "distributed_ce"}),
+    Row("CE", config, CE),
+    Row("D-CE none (floor)", config, {"loss.reference": "none"}),
+    Row(
+      "joint training (upper bound)",
+      config,
+      CE | {"memory.size": -1, "train.from_scratch": True},
+    ),
+    Row("fine-tuning (lower bound)", config, CE | OFF | {"memory.size": 0}),
+  ]
+
+
+SUITES: dict[str, list[Row]] = {
+  "digits": [
+    *_losses("digits"),
+    Row("D-CE zero", "digits", {"loss.reference": "zero"}),
+    Row("D-CE per_class", "digits", {"loss.reference": "per_class"}),
+    Row("D-CE learned, correction off", "digits", OFF),
+    Row("CE, correction off", "digits", CE | OFF),
+    Row("D-CE, old heads readout", "digits", {"train.train_heads": "readout"}),
+    Row("CE, old heads readout", "digits", CE | {"train.train_heads": "readout"}),
+    Row("D-CE, old heads frozen", "digits", {"train.train_heads": "new"}),
+    Row(
+      "D-CE, learning rate 0 (control)",
+      "digits",
+      {"optimizer.learning_rate": 0.0},
+    ),
+  ],
+}

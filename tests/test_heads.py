@@ -1,0 +1,319 @@
+import jax
+import jax.monitoring
+import numpy as np
+import pytest
+
+from mhil import heads, losses, optimizers, programs, sharding
+from mhil import run as run_lib
+from tests import tiny
+
+P = jax.P
+# Weight decay, which would move a frozen layer if it could.
+DECAY = optimizers.adam(0.1)
+
+
+def canonical(tree, count):
+  """Heads in order, as numpy `[heads, ...]` leaves."""
+  return [heads.flatten(np.asarray(x))[:count] for x in jax.tree.leaves(tree)]
+
+
+def same(a, b):
+  return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def spans_head(run):
+  return [c for c in run.traffic if "head" in c.axes]
+
+
+class TestTraffic:
+  @pytest.mark.parametrize("kind", ["learned", "zero", "per_class", "none"])
+  def test_dce_step_has_no_collective_at_all(self, kind):
+    run = tiny.build(head=3, loss=losses.dce(kind))
+    assert run.traffic == []
+
+  def test_dce_moves_only_gradients_over_data(self):
+    run = tiny.build(head=3, data=2)
+    assert run.traffic and not spans_head(run)
+    assert {c.axes for c in run.traffic} == {("data",)}
+
+  @pytest.mark.parametrize("loss", [losses.ce(), losses.distributed_ce()])
+  def test_audit_sees_the_traffic_of_coupled_losses(self, loss):
+    assert spans_head(tiny.build(head=3, loss=loss))
+
+  def test_distributed_ce_moves_two_floats_a_sample(self):
+    run = tiny.build(head=3, loss=losses.distributed_ce())
+    found = spans_head(run)
+    assert {c.kind for c in found} == {"all-reduce"}
+    # A max and a sum, float32, of a batch of 8.
+    assert sum(c.bytes for c in found) == 2 * 4 * tiny.RECIPE.batch
+
+  def test_ce_gathers_every_logit(self):
+    run = tiny.build(head=3, loss=losses.ce())
+    (found,) = spans_head(run)
+    assert found.kind == "all-gather"
+    assert found.bytes == 3 * 2 * 4 * tiny.RECIPE.batch
+
+
+class TestIndependence:
+  def test_a_head_alone_is_bit_identical(self):
+    """Head m in a program without the others ends with the same bits."""
+    whole = tiny.build(head=3)
+    together = run_lib.start(whole)
+    together = tiny.steps(whole, together, 2, 4)
+    for m in range(3):
+      alone = run_with_only(whole, m, steps=4)
+      want = jax.tree.map(
+        lambda x, m=m: heads.flatten(np.asarray(x))[m], together.bank.params
+      )
+      assert same(jax.tree.leaves(alone), jax.tree.leaves(want))
+
+  @pytest.mark.parametrize("kind", ["learned", "zero", "per_class", "none"])
+  def test_no_head_feels_another(self, kind):
+    """Disturbing head 0's parameters changes head 0 and nothing else."""
+    run = tiny.build(head=1, loss=losses.dce(kind))
+    calm = run_lib.start(run)
+    moved = disturb(run_lib.start(run), 0)
+    calm, moved = (tiny.steps(run, s, 2, 3) for s in (calm, moved))
+    a, b = (canonical(s.bank.params, 3) for s in (calm, moved))
+    assert same([x[1:] for x in a], [x[1:] for x in b])
+    assert not same([x[:1] for x in a], [x[:1] for x in b])
+
+  def test_with_ce_heads_feel_each_other(self):
+    """The control of the test above."""
+    run = tiny.build(head=1, loss=losses.ce())
+    calm = run_lib.start(run)
+    moved = disturb(run_lib.start(run), 0)
+    calm, moved = (tiny.steps(run, s, 2, 3) for s in (calm, moved))
+    a, b = (canonical(s.bank.params, 3) for s in (calm, moved))
+    assert not same([x[1:] for x in a], [x[1:] for x in b])
+
+
+def disturb(state, head):
+  """Adds one to every parameter of a head."""
+
+  def move(x):
+    moved = np.array(x)
+    flat = moved.reshape(-1, *x.shape[2:])
+    flat[head] += 1
+    return jax.device_put(moved, x.sharding)
+
+  params = jax.tree.map(move, state.bank.params)
+  return state._replace(bank=state.bank._replace(params=params))
+
+
+def run_with_only(whole, m, steps):
+  """Trains head `m` in a bank that holds nothing else: its parameters.
+
+  The program sees one head, opened as the first, with the priors and targets
+  that it has among the others.
+  """
+  mesh = sharding.make_mesh()
+  def take(x):
+    return heads.flatten(np.asarray(x))[m][None, None]
+
+  task = run_lib.open_task(whole, 2)
+  tables = heads.Task(np.int32(1), *task[1:3], *map(take, task[3:]))
+  tables = place(tables, mesh, heads.TASK_SPEC)
+  bank = jax.tree.map(take, run_lib.start(whole).bank)
+  first = np.int32(whole.plan[2].start)
+  state = place(programs.State(first, bank), mesh, programs.STATE_SPEC)
+  batches = place(run_lib.batches(whole, 2, 0), mesh, programs.EPOCH_SPEC)
+  owners = np.where(np.asarray(whole.train_set.owners) == m, 0, 1)
+  samples = whole.train_set._replace(owners=owners.astype(np.int32))
+  samples = sharding.replicated(samples, mesh)
+  step = jax.jit(
+    programs.train_step(
+      mesh,
+      whole.dataset,
+      whole.objective,
+      whole.loss,
+      whole.recipe.optimizer,
+      whole.recipe.rate,
+      "all",
+    )
+  )
+  for _ in range(steps):
+    state = step(state, batches, tables, samples)
+  return jax.tree.map(lambda x: np.asarray(x)[0, 0], state.bank.params)
+
+
+def place(tree, mesh, specs):
+  return jax.tree.map(
+    lambda spec, part: sharding.place(part, mesh, spec),
+    specs,
+    tree,
+    is_leaf=lambda x: isinstance(x, P),
+  )
+
+
+class TestLayout:
+  def test_heads_do_not_depend_on_the_mesh(self):
+    """Three heads on 1, 2 or 3 devices start and end with the same bits."""
+    ends = []
+    for head in (1, 2, 3):
+      run = tiny.build(head=head)
+      state = run_lib.start(run)
+      for t in range(3):
+        state = run_lib.renew(run, state, t)
+        state = tiny.steps(run, state, t, 3)
+      ends.append(canonical(state.bank.params, 3))
+    assert same(ends[0], ends[1]) and same(ends[0], ends[2])
+
+  def test_data_axis_changes_only_rounding(self):
+    ends = []
+    for data in (1, 2, 4):
+      run = tiny.build(data=data, norm="batch")
+      state = tiny.steps(run, run_lib.start(run), 2, 3)
+      ends.append(canonical((state.bank.params, state.bank.stats), 3))
+    for other in ends[1:]:
+      for x, y in zip(ends[0], other, strict=True):
+        # Gradients are summed in another order; three Adam steps of 1e-3
+        # turn a last-bit difference of a near-zero gradient into 1e-5.
+        np.testing.assert_allclose(x, y, atol=2e-5)
+
+  def test_arrange_deals_in_turn(self):
+    mesh = sharding.make_mesh(head=2)
+    table = heads.arrange(np.arange(5), mesh, fill=-1)
+    np.testing.assert_array_equal(table, [[0, 1], [2, 3], [4, -1]])
+    np.testing.assert_array_equal(heads.flatten(table)[:5], np.arange(5))
+
+  def test_shardings_survive_a_step(self):
+    run = tiny.build(head=3)
+    state = run_lib.start(run)
+    before = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state)
+    state = tiny.steps(run, state, 0, 1)
+    after = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state)
+    assert before == after
+
+
+class TestOpenAndClosed:
+  @pytest.mark.parametrize("head", [1, 3])
+  def test_closed_heads_do_not_move(self, head):
+    run = tiny.build(head=head)
+    before = run_lib.start(run)
+    kept = canonical(before.bank, 3)
+    after = canonical(tiny.steps(run, before, 0, 3).bank, 3)
+    assert same([x[1:] for x in kept], [x[1:] for x in after])
+    assert not same([x[:1] for x in kept], [x[:1] for x in after])
+
+  def test_closed_heads_do_not_score(self):
+    run = tiny.build(head=1)
+    state = run_lib.start(run)
+    predict = run_lib.predictor(run, state, 0)
+    found = set(predict(run.dataset.test_images).tolist())
+    assert found <= set(run.stream.tasks[0])
+
+  @pytest.mark.parametrize("mode", ["new", "readout", "all"])
+  @pytest.mark.parametrize("head", [1, 3])
+  def test_train_heads(self, mode, head):
+    recipe = tiny.RECIPE._replace(
+      train_heads=mode, optimizer=DECAY
+    )
+    run = tiny.build(head=head, recipe=recipe)
+    state = run_lib.start(run)
+    kept = jax.tree.map(np.asarray, state.bank.params)
+    state = tiny.steps(run, state, 2, 3)
+    moved = {
+      name: [
+        not same(
+          [heads.flatten(x)[m] for x in jax.tree.leaves(kept[name])],
+          [
+            heads.flatten(np.asarray(x))[m]
+            for x in jax.tree.leaves(state.bank.params[name])
+          ],
+        )
+        for m in range(3)
+      ]
+      for name in kept
+    }
+    features = {
+      "all": [True] * 3,
+      "readout": [False, False, True],
+      "new": [False, False, True],
+    }
+    assert moved["dense0"] == features[mode]
+    assert moved["readout"] == (
+      features["new"] if mode == "new" else [True] * 3
+    )
+
+  def test_padded_classes_never_win(self):
+    run = tiny.build(head=1, sizes=(3, 1, 2))
+    state = tiny.steps(run, run_lib.start(run), 2, 4)
+    predict = run_lib.predictor(run, state, 2)
+    found = predict(run.dataset.test_images)
+    assert set(found.tolist()) <= set(range(6))
+
+
+class TestCoupled:
+  def test_distributed_ce_trains_like_ce(self):
+    ends = []
+    for loss in (losses.ce(), losses.distributed_ce()):
+      run = tiny.build(head=3, loss=loss)
+      state = tiny.steps(run, run_lib.start(run), 2, 5)
+      ends.append(canonical(state.bank.params, 3))
+    for x, y in zip(*ends, strict=True):
+      # The normaliser is summed in another order; five Adam steps of 1e-3.
+      np.testing.assert_allclose(x, y, atol=2e-5)
+
+  @pytest.mark.parametrize("head", [1, 2])
+  def test_placement_changes_only_rounding(self, head):
+    ends = []
+    for devices in (head, 3):
+      run = tiny.build(head=devices, loss=losses.ce())
+      state = tiny.steps(run, run_lib.start(run), 2, 5)
+      ends.append(canonical(state.bank.params, 3))
+    for x, y in zip(*ends, strict=True):
+      np.testing.assert_allclose(x, y, atol=2e-5)
+
+
+class TestCost:
+  def test_one_compile_for_a_whole_stream(self):
+    """However many heads a device holds; counted by XLA's own events."""
+    run = tiny.build(head=1)
+    state = run_lib.start(run)
+    warm(run, state)
+    compiled = []
+
+    def count(event, duration, **kwargs):
+      if event == "/jax/core/compile/backend_compile_duration":
+        compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    for t in range(3):
+      state = run_lib.renew(run, state, t)
+      state = tiny.steps(run, state, t, 2)
+      state, *_ = run_lib.read(state)
+      np.asarray(run_lib.evaluate(run, state, t, run_lib.open_task(run, t))[0])
+    assert compiled == []
+    jax.jit(lambda x: x * 3 + len(compiled))(np.float32(1))
+    assert compiled, "the listener must see a compile when there is one"
+
+  def test_nothing_goes_to_or_from_the_host(self):
+    run = tiny.build(head=3)
+    state = run_lib.renew(run, run_lib.start(run), 0)
+    task, batches = run_lib.open_task(run, 0), run_lib.batches(run, 0, 0)
+    with jax.transfer_guard("disallow"):
+      for _ in range(3):
+        state = run.step(state, batches, task, run.train_set)
+      with pytest.raises(Exception, match="[Dd]isallowed"):
+        state.step + np.ones(3)  # the guard must see a transfer
+
+  @pytest.mark.parametrize("train_heads", ["all", "new"])
+  def test_temporary_memory_is_that_of_one_head(self, train_heads):
+    recipe = tiny.RECIPE._replace(train_heads=train_heads)
+    few, many = (
+      tiny.build(head=1, sizes=sizes, recipe=recipe)
+      .step.memory_analysis()
+      .temp_size_in_bytes
+      for sizes in ((1, 1), (1,) * 16)
+    )
+    # Four times the heads' own tables (256 B) is far below one activation.
+    assert many <= few + 4096
+
+
+def warm(run, state):
+  """Compiles the small programs between tasks."""
+  state = run_lib.renew(run, jax.tree.map(lambda x: x + 0, state), 0)
+  state = tiny.steps(run, state, 0, 1)
+  state, *_ = run_lib.read(state)
+  np.asarray(run_lib.evaluate(run, state, 0, run_lib.open_task(run, 0))[0])
