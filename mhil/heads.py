@@ -170,66 +170,66 @@ def update(
   start = first if train_heads == "new" else jnp.zeros_like(stop)
   shared = _share(bank, task, batch, stop, objective, loss)
   scale = rate(step - task.first_step, task.steps)
-  last_layer = objectives.readout(objective)
 
   def train(i, bank):
-    part = lax.optimization_barrier(jax.tree.map(lambda x: x[i, 0], bank))
     head = i * width + here
-    targets = jnp.where(
-      batch.owners == head, batch.columns, task.valid.shape[-1]
-    )
+    own = batch.owners == head
+    targets = jnp.where(own, batch.columns, task.valid.shape[-1])
 
     def criterion(logits):
-      return loss.value(
-        logits, targets, task.prior[i, 0], task.valid[i, 0], shared
-      )
+      tables = task.prior[i, 0], task.valid[i, 0]
+      return loss.value(logits, targets, *tables, shared)
 
-    def run(method):
-      return method.step(
-        part.params,
-        part.stats,
-        part.side,
-        batch,
-        criterion,
-        jax.random.fold_in(key, head),
-      )
+    def learn(method, moving):
+      def run(part):
+        out = method.step(
+          part.params,
+          part.stats,
+          part.side,
+          batch,
+          criterion,
+          jax.random.fold_in(key, head),
+        )
+        return _move(part, _agree(out), optimizer, scale, step, moving)
 
+      return run
+
+    part = jax.tree.map(lambda x: x[i, 0], bank)
+    everything = learn(objective, tuple(part.params))
     if train_heads == "readout":
-      out = lax.cond(
-        head == newest,
-        lambda: _agree(run(objective), part),
-        lambda: _agree(run(last_layer), part),
-      )
-      frozen = head != newest
+      last = learn(objectives.readout(objective), ("readout",))
+      new = lax.cond(head == newest, everything, last, part)
     else:
-      out, frozen = _agree(run(objective), part), False
-    changes, opt = optimizer.update(out.grads, part.opt, part.params)
-    # A frozen layer must not move, whatever weight decay says.
-    keep = {
-      name: jnp.where(frozen, 0.0, scale) if name != "readout" else scale
-      for name in part.params
-    }
-    params = {
-      name: jax.tree.map(
-        lambda p, u, k=keep[name]: (p - k * u).astype(p.dtype),
-        part.params[name],
-        changes[name],
-      )
-      for name in part.params
-    }
-    bad = (part.bad_step < 0) & ~jnp.isfinite(out.loss)
-    new = Bank(
-      params,
-      out.stats,
-      opt,
-      out.side,
-      part.loss + out.loss,
-      jnp.where(bad, step.astype(jnp.int32), part.bad_step),
-    )
-    new = lax.optimization_barrier(new)
+      # Always true, but XLA cannot know: without a conditional it fuses the
+      # step with the update in place and copies the whole bank to do so.
+      new = lax.cond(i < stop, everything, lambda part: part, part)
     return jax.tree.map(lambda x, y: x.at[i, 0].set(y), bank, new)
 
   return lax.fori_loop(start, stop, train, bank)
+
+
+def _move(part: Bank, out, optimizer, scale, step, moving) -> Bank:
+  """One head after its step; only the layers in `moving` may change."""
+  changes, opt = optimizer.update(out.grads, part.opt, part.params)
+
+  def moved(name):
+    if name not in moving:  # not even by weight decay
+      return part.params[name]
+    return jax.tree.map(
+      lambda p, u: (p - scale * u).astype(p.dtype),
+      part.params[name],
+      changes[name],
+    )
+
+  bad = (part.bad_step < 0) & ~jnp.isfinite(out.loss)
+  return Bank(
+    {name: moved(name) for name in part.params},
+    out.stats,
+    opt,
+    out.side,
+    part.loss + out.loss,
+    jnp.where(bad, step.astype(jnp.int32), part.bad_step),
+  )
 
 
 def scores(
@@ -278,7 +278,7 @@ def _share(bank, task, batch, stop, objective, loss):
   return loss.share(logits, task.prior[:, 0], task.valid[:, 0], "head")
 
 
-def _agree(out: objectives.Step, part: Bank) -> objectives.Step:
+def _agree(out: objectives.Step) -> objectives.Step:
   """Sums over `data` what the samples there made different."""
   loss = lax.psum(out.loss, "data")
   stats = jax.tree.map(_mean_over_data, out.stats)

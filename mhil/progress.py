@@ -78,6 +78,10 @@ class Recorder:
     self._done = self._done._replace(history=(*self._done.history, (step, *row)))
     self._log(step, {f"loss/head_{i}": row[i] for i in training})
 
+  def check_finite(self, finite) -> None:
+    """Raises `NotFinite` for a head `[l, h]` whose parameters are not."""
+    self.check(np.where(np.asarray(finite), -1, self.step - 1))
+
   def check(self, bad_step) -> None:
     """Raises `NotFinite` if a head went bad, for the first that did."""
     bad = np.asarray(bad_step).reshape(-1)
@@ -128,10 +132,10 @@ def measured(done: Progress) -> dict[str, Any]:
   """Every number that follows from the tests; JSON-safe."""
   if not done.tallies:
     return {"steps": done.step, "seconds_per_task": list(done.seconds)}
-  table, last = matrix(done), done.tallies[-1]
+  table, last, n = matrix(done), done.tallies[-1], len(done.tallies)
   each = [accuracies(tally) for tally in done.tallies]
   return {
-    **metrics.summary(table, last.total[: len(table)]),
+    **metrics.summary(table, last.total[:n]),
     **{k: v for k, v in each[-1].items() if k != "accuracy"},
     "accuracy_after_task": [row["accuracy"] for row in each],
     "task_id_after_task": [row["task_id_accuracy"] for row in each],
@@ -139,7 +143,7 @@ def measured(done: Progress) -> dict[str, Any]:
     "accuracy_matrix": [
       [None if np.isnan(x) else x for x in row] for row in table.tolist()
     ],
-    "confusion_between_heads": last.confusion.tolist(),
+    "confusion_between_heads": last.confusion[:n, :n].tolist(),
     "seconds_per_task": list(done.seconds),
     "steps": done.step,
   }

@@ -270,6 +270,17 @@ def read(state: programs.State):
   return clear, bank.loss, bank.bad_step + 0
 
 
+@jax.jit
+def finite(params):
+  """`[l, h]` True for heads all of whose parameters are finite."""
+  return jax.tree.reduce(
+    jnp.logical_and,
+    jax.tree.map(
+      lambda x: jnp.all(jnp.isfinite(x), axis=tuple(range(2, x.ndim))), params
+    ),
+  )
+
+
 def predictor(run: Run, state: programs.State, t: int):
   """`images [b, ...] -> classes [b]` over the heads open after task `t`."""
   task = open_task(run, t)

@@ -5,7 +5,7 @@ It knows no method: how a branch learns (`objective`) and what a head pays
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from mhil.progress import Progress
 from mhil.recipe import Recipe
 
 
+@runtime_checkable
 class Checkpoints(Protocol):
   """What the loop asks of a place to save; see `checkpoint.Checkpoints`."""
 
@@ -65,11 +66,7 @@ def train(
   recipe: Recipe = Recipe(),
   *,
   seed: int = 0,
-  checkpoints: Checkpoints | None = None,
-  resume: bool = False,
-  stop: Callable[[], bool] = lambda: False,
-  log: Callable[[int, dict[str, float]], None] = lambda step, row: None,
-  bar: bool = False,
+  **watch: Any,
 ) -> Result:
   """Trains one head a task and tests all open heads after each.
 
@@ -81,6 +78,29 @@ def train(
     loss: e.g. `losses.dce()`.
     recipe: optimiser, epochs, batch, memory and the like.
     seed: moves initialisation, exemplars, shuffling and augmentation.
+    **watch: where to save and what to show; see `fit`.
+
+  Raises:
+    ValueError: if the parts do not fit together.
+    Diverged: names the step, the head and the last good save.
+  """
+  run = run_lib.build(mesh, stream, dataset, objective, loss, recipe, seed)
+  return fit(run, **watch)
+
+
+def fit(
+  run: run_lib.Run,
+  *,
+  checkpoints: Checkpoints | None = None,
+  resume: bool = False,
+  stop: Callable[[], bool] = lambda: False,
+  log: Callable[[int, dict[str, float]], None] = lambda step, row: None,
+  bar: bool = False,
+) -> Result:
+  """The loop of `train`, over parts that are built and compiled.
+
+  Args:
+    run: from `run.build`.
     checkpoints: where to save, after each task and every `every` steps.
     resume: go on from the newest save, bit for bit.
     stop: asked after every step; True saves and returns.
@@ -88,11 +108,10 @@ def train(
     bar: show a progress bar.
 
   Raises:
-    ValueError: if the parts do not fit together.
     Diverged: names the step, the head and the last good save.
   """
-  # 1. Place the data, draw the heads, compile every program once.
-  run = run_lib.build(mesh, stream, dataset, objective, loss, recipe, seed)
+  # 1. Draw the heads, or take them from the newest save.
+  stream, recipe = run.stream, run.recipe
   state, done = run_lib.start(run), Progress()
   if resume and checkpoints and (saved := checkpoints.restore(state)):
     state, done = saved[0], progress.from_json(saved[1])
@@ -109,6 +128,7 @@ def train(
     # Only sound states are saved, so a save is always the last good one.
     note.flush()
     note.check(state.bank.bad_step)
+    note.check_finite(run_lib.finite(state.bank.params))
     assert checkpoints is not None
     checkpoints.save(note.step, state, progress.to_json(note.progress()))
 

@@ -1,0 +1,180 @@
+import jax
+import numpy as np
+import pytest
+
+from mhil import checkpoint, losses, optimizers, progress, trainer
+from mhil import run as run_lib
+from tests import tiny
+
+TIMING = ("seconds_per_task", "devices", "mesh", "step_bytes_per_device")
+
+
+def train(recipe=tiny.RECIPE, *, seed=0, head=1, loss=None, **watch):
+  run = tiny.build(seed, head=head, loss=loss, recipe=recipe)
+  return trainer.fit(run, **watch)
+
+
+def numbers(result):
+  return {k: v for k, v in result.metrics.items() if k not in TIMING}
+
+
+@pytest.fixture(scope="module")
+def whole():
+  """A run from start to end."""
+  return train()
+
+
+def stop_after(steps):
+  """A `stop` that is true from the given call on."""
+  calls = iter(range(steps))
+  return lambda: next(calls, None) is None
+
+
+class TestNumbers:
+  def test_learns_the_blobs(self, whole):
+    assert whole.finished
+    assert whole.metrics["steps"] == sum(whole.metrics["steps_per_task"])
+    table = np.array(whole.metrics["accuracy_matrix"], float)
+    assert np.isnan(table[np.triu_indices(3, 1)]).all()
+    assert not np.isnan(table[np.tril_indices(3)]).any()
+
+  def test_accuracy_is_that_of_predict(self, whole):
+    data = tiny.dataset()
+    hit = whole.predict(data.test_images) == data.test_labels
+    assert hit.mean() == pytest.approx(whole.metrics["last_accuracy"])
+
+  def test_predict_takes_odd_batches(self, whole):
+    images = tiny.dataset().test_images[:3]
+    assert whole.predict(images).shape == (3,)
+
+  def test_longer_training_beats_the_control_that_cannot_learn(self):
+    recipe = tiny.RECIPE._replace(epochs=40)
+    learnt = train(recipe._replace(rate=optimizers.constant(1e-2)))
+    control = train(recipe._replace(rate=optimizers.constant(0.0)))
+    assert learnt.metrics["last_accuracy"] > 0.8
+    assert control.metrics["last_accuracy"] < 0.5
+
+  def test_history_has_a_row_every_log_and_at_each_task_end(self, whole):
+    steps = [row[0] for row in whole.progress.history]
+    ends = np.cumsum(whole.metrics["steps_per_task"]).tolist()
+    assert set(ends) <= set(steps)
+    assert set(range(4, ends[-1], 4)) <= set(steps)
+    closed = [row[3] for row in whole.progress.history if row[0] <= ends[1]]
+    assert closed and all(x is None for x in closed)
+
+  def test_seed_moves_the_run(self, whole):
+    assert train(seed=1).metrics["params_sha256"] != whole.metrics[
+      "params_sha256"
+    ]
+
+  def test_same_seed_same_bits_on_other_devices(self, whole):
+    assert train(head=3).metrics["params_sha256"] == whole.metrics[
+      "params_sha256"
+    ]
+
+  def test_memory_is_reported_and_kept(self, whole):
+    assert whole.metrics["memory"]["exemplars"] == tiny.RECIPE.memory
+    assert whole.metrics["memory"]["bytes"] == tiny.RECIPE.memory * 4
+
+
+class TestBounds:
+  def test_from_scratch_starts_every_task_anew(self):
+    recipe = tiny.RECIPE._replace(from_scratch=True, memory=None)
+    run = tiny.build(recipe=recipe)
+    state = tiny.steps(run, run_lib.start(run), 0, 2)
+    again = run_lib.renew(run, state, 1)
+    fresh = run_lib.start(run, 1)
+    for x, y in zip(
+      jax.tree.leaves(again.bank), jax.tree.leaves(fresh.bank), strict=True
+    ):
+      np.testing.assert_array_equal(x, y)
+
+  def test_keeping_everything_means_every_sample(self):
+    data, stream = tiny.dataset(), tiny.stream()
+    rows = run_lib.task_rows(data, stream, None, 0, 2)
+    assert sorted(rows.tolist()) == list(range(len(data.train_labels)))
+
+  def test_no_memory_means_new_samples_only(self):
+    data, stream = tiny.dataset(), tiny.stream()
+    rows = run_lib.task_rows(data, stream, 0, 0, 2)
+    assert set(data.train_labels[rows]) == set(stream.tasks[2])
+    assert train(tiny.RECIPE._replace(memory=0), loss=losses.ce()).finished
+
+
+class TestResume:
+  @pytest.mark.parametrize("after", [1, 5, 13, 20])
+  def test_stopped_and_resumed_is_bit_identical(self, whole, tmp_path, after):
+    with checkpoint.Checkpoints(tmp_path, every=3) as saves:
+      part = train(checkpoints=saves, stop=stop_after(after))
+    assert not part.finished
+    with checkpoint.Checkpoints(tmp_path, every=3) as saves:
+      rest = train(checkpoints=saves, resume=True)
+    assert numbers(rest) == numbers(whole)
+    assert rest.progress.history == whole.progress.history
+
+  @pytest.mark.parametrize("heads", [(3, 2), (2, 1), (1, 3)])
+  def test_resumed_on_another_mesh(self, whole, tmp_path, heads):
+    before, after = heads
+    with checkpoint.Checkpoints(tmp_path, every=3) as saves:
+      train(checkpoints=saves, stop=stop_after(15), head=before)
+    with checkpoint.Checkpoints(tmp_path, every=3) as saves:
+      rest = train(checkpoints=saves, resume=True, head=after)
+    assert numbers(rest) == numbers(whole)
+
+  def test_a_finished_run_only_reports(self, whole, tmp_path):
+    with checkpoint.Checkpoints(tmp_path) as saves:
+      train(checkpoints=saves)
+    with checkpoint.Checkpoints(tmp_path) as saves:
+      again = train(checkpoints=saves, resume=True)
+    assert numbers(again) == numbers(whole)
+
+  def test_progress_survives_json(self, whole):
+    import json
+
+    text = json.dumps(progress.to_json(whole.progress))
+    back = progress.from_json(json.loads(text))
+    assert progress.measured(back) == progress.measured(whole.progress)
+
+
+class TestDivergence:
+  def test_names_step_head_and_last_save(self, tmp_path):
+    recipe = tiny.RECIPE._replace(
+      optimizer=optimizers.sgd(),
+      rate=lambda step, steps: jax.numpy.where(step < 3, 0.0, 1e30),
+    )
+    with (
+      checkpoint.Checkpoints(tmp_path, every=2) as saves,
+      pytest.raises(trainer.Diverged, match=r"head 0 .* step 5; .*step 4;"),
+    ):
+      train(recipe, checkpoints=saves)
+
+
+  def test_a_state_that_is_not_finite_is_never_saved(self, tmp_path):
+    """The loss is still finite when the parameters overflow at step 4."""
+    recipe = tiny.RECIPE._replace(
+      optimizer=optimizers.sgd(),
+      rate=lambda step, steps: jax.numpy.where(step < 3, 0.0, jax.numpy.inf),
+    )
+    with (
+      checkpoint.Checkpoints(tmp_path, every=2) as saves,
+      pytest.raises(trainer.Diverged, match=r"head 0 .* step 4; .*step 2;"),
+    ):
+      train(recipe, checkpoints=saves)
+
+
+class TestMistakes:
+  def test_batch_must_divide(self):
+    parts = tiny.parts(data=2, recipe=tiny.RECIPE._replace(batch=5))
+    with pytest.raises(ValueError, match=r"train\.batch=5 .* use"):
+      trainer.train(*parts)
+
+  def test_stream_must_fit_the_data(self):
+    parts = list(tiny.parts())
+    parts[1] = tiny.stream((2, 2))
+    with pytest.raises(ValueError, match="4 classes.*6"):
+      trainer.train(*parts)
+
+  def test_unknown_train_heads(self):
+    recipe = tiny.RECIPE._replace(train_heads="some")
+    with pytest.raises(ValueError, match="train_heads='some'.*readout"):
+      train(recipe)
