@@ -27,8 +27,9 @@ Every function here sees one head: logits `[b, c+1]` whose last column is the
 reference, and targets `[b]` in 0..c, where c means "none of mine".
 """
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,43 +68,53 @@ class Loss(NamedTuple):
   value: Callable[..., PerSample]
   scores: Callable[[Logits, Valid], Float[Array, "b c"]]
   prior: Callable[[np.ndarray, np.ndarray], np.ndarray]
-  share: Callable[..., PerSample] | None = None
+  share: Callable[..., Any] | None = None
 
 
-def dce(reference: str = "learned") -> Loss:
+def dce(reference: str = "learned", smoothing: float = 0.0) -> Loss:
   """Distributed cross-entropy: no exchange between heads (our reading).
 
   Args:
     reference: what a head compares its classes with: `learned` (a logit of
       its own), `zero`, `per_class` (one-vs-rest sigmoids) or `none`.
+    smoothing: share of the target that is spread evenly over a head's
+      outputs, the reference included (label smoothing, Szegedy et al. 2016).
 
   Raises:
     ValueError: for another reference.
   """
   family = {
-    "learned": Loss("dce", _learned, _log_probability, class_prior),
-    "zero": Loss("dce", _zero, _raw, class_prior),
-    "per_class": Loss("dce", _per_class, _raw, odds_prior),
-    "none": Loss("dce", _none, _own_log_probability, class_prior),
+    "learned": (_learned, _log_probability, class_prior),
+    "zero": (_zero, _raw, class_prior),
+    "per_class": (_per_class, _raw, odds_prior),
+    "none": (_none, _own_log_probability, class_prior),
   }
   if reference not in family:
     raise ValueError(
       f"loss.reference={reference!r} is not known; use one of "
       + ", ".join(family)
     )
-  return family[reference]._replace(name=f"dce_{reference}")
+  value, scores, prior = family[reference]
+  value = functools.partial(value, smoothing=smoothing)
+  return Loss(f"dce_{reference}", value, scores, prior)
 
 
-def ce() -> Loss:
-  """Centralised cross-entropy: every logit is gathered in every place."""
-  return Loss("ce", _normalised, _raw, class_prior, _gather_normaliser)
+def ce(smoothing: float = 0.0) -> Loss:
+  """Centralised cross-entropy: every logit is gathered in every place.
+
+  Args:
+    smoothing: share of the target spread evenly over all classes seen.
+  """
+  return _coupled("ce", _gather, smoothing)
 
 
-def distributed_ce() -> Loss:
-  """Cross-entropy over apart heads, which exchange a max and a sum."""
-  return Loss(
-    "distributed_ce", _normalised, _raw, class_prior, _reduce_normaliser
-  )
+def distributed_ce(smoothing: float = 0.0) -> Loss:
+  """Cross-entropy over apart heads, which exchange a max and a sum.
+
+  Args:
+    smoothing: share of the target spread evenly over all classes seen.
+  """
+  return _coupled("distributed_ce", _reduce, smoothing)
 
 
 def class_prior(counts: np.ndarray, seen: np.ndarray) -> np.ndarray:
@@ -155,55 +166,76 @@ def _mask(logits, valid):
   return jnp.where(jnp.append(valid, True), logits, MASKED)
 
 
-def _learned(logits, targets, prior, valid, shared=None):
-  logits = _mask(logits + prior, valid)
-  return -_pick(jax.nn.log_softmax(logits), targets)
+def _cross_entropy(logits, targets, smoothing):
+  logp = jax.nn.log_softmax(logits)
+  picked = _pick(logp, targets)
+  if not smoothing:
+    return -picked
+  live = logits > MASKED / 2
+  even = jnp.sum(jnp.where(live, logp, 0), 1) / jnp.sum(live, 1)
+  return -(1 - smoothing) * picked - smoothing * even
 
 
-def _zero(logits, targets, prior, valid, shared=None):
+def _learned(logits, targets, prior, valid, shared=None, smoothing=0.0):
+  return _cross_entropy(_mask(logits + prior, valid), targets, smoothing)
+
+
+def _zero(logits, targets, prior, valid, shared=None, smoothing=0.0):
   fixed = jnp.asarray(logits).at[:, -1].set(0)
-  return _learned(fixed, targets, prior, valid)
+  return _learned(fixed, targets, prior, valid, smoothing=smoothing)
 
 
-def _per_class(logits, targets, prior, valid, shared=None):
-  # softplus(z) - z [own] is binary CE; masked classes must add nothing.
+def _per_class(logits, targets, prior, valid, shared=None, smoothing=0.0):
+  # softplus(z) - z y is binary CE; masked classes must add nothing.
   z = (logits + prior)[:, :-1]
   own = jax.nn.one_hot(targets, z.shape[1], dtype=z.dtype)
+  own = own * (1 - smoothing) + smoothing / 2
   return jnp.sum(jnp.where(valid, jax.nn.softplus(z) - z * own, 0), axis=1)
 
 
-def _none(logits, targets, prior, valid, shared=None):
+def _none(logits, targets, prior, valid, shared=None, smoothing=0.0):
   z = _mask(logits + prior, valid)[:, :-1]
   own = targets < z.shape[1]
-  picked = _pick(jax.nn.log_softmax(z), jnp.where(own, targets, 0))
-  return jnp.where(own, -picked, 0)
+  loss = _cross_entropy(z, jnp.where(own, targets, 0), smoothing)
+  return jnp.where(own, loss, 0)
 
 
-def _normalised(logits, targets, prior, valid, shared):
-  # Given log sum exp over all heads, the gradient p_k - [k = y] of CE is
-  # local: `part` has value 0 and gradient p_k. Summed over heads this is CE.
-  z = _mask(logits + prior, valid)[:, :-1]
-  part = jnp.sum(jnp.exp(z - shared[:, None]), axis=1)
-  own = targets < z.shape[1]
-  picked = _pick(z, jnp.where(own, targets, 0))
-  here = jnp.where(own, shared - picked, 0)
-  return here + part - lax.stop_gradient(part)
+def _coupled(name: str, exchange, smoothing: float) -> Loss:
+  """CE, from what all heads together say: log sum exp, and their classes."""
+
+  def share(logits, prior, valid, axis):
+    # To each head this is a number, not a function: see `value`.
+    z = lax.stop_gradient(logits + prior[:, None])[:, :, :-1]
+    z = jnp.where(valid[:, None], z, MASKED)
+    normaliser = exchange(z, axis)
+    if not smoothing:
+      return normaliser, None
+    live = z[:, 0] > MASKED / 2
+    return normaliser, lax.psum(jnp.sum(live).astype(z.dtype), axis)
+
+  def value(logits, targets, prior, valid, shared):
+    # Given the normaliser, the gradient p_k - [k = y] of CE is local: `part`
+    # has value 0 and gradient p_k. Summed over heads this is CE.
+    normaliser, classes = shared
+    z = _mask(logits + prior, valid)[:, :-1]
+    part = jnp.sum(jnp.exp(z - normaliser[:, None]), axis=1)
+    own = targets < z.shape[1]
+    picked = _pick(z, jnp.where(own, targets, 0))
+    here = jnp.where(own, normaliser - (1 - smoothing) * picked, 0)
+    if smoothing:
+      live = jnp.where(z > MASKED / 2, z, 0)
+      here -= smoothing / classes * jnp.sum(live, axis=1)
+    return here + part - lax.stop_gradient(part)
+
+  return Loss(name, value, _raw, class_prior, share)
 
 
-def _open_logits(logits, prior, valid):
-  # What others say is a number, not a function, to each head: `_normalised`.
-  z = lax.stop_gradient(logits + prior[:, None])[:, :, :-1]
-  return jnp.where(valid[:, None], z, MASKED)
-
-
-def _gather_normaliser(logits, prior, valid, axis):
-  z = _open_logits(logits, prior, valid)
+def _gather(z, axis):
   z = lax.all_gather(z, axis)
   return jax.nn.logsumexp(jnp.moveaxis(z, 2, 0).reshape(z.shape[2], -1), 1)
 
 
-def _reduce_normaliser(logits, prior, valid, axis):
-  z = _open_logits(logits, prior, valid)
+def _reduce(z, axis):
   top = lax.pmax(jnp.max(z, axis=(0, 2)), axis)
   total = lax.psum(jnp.sum(jnp.exp(z - top[:, None]), axis=(0, 2)), axis)
   return top + jnp.log(total)

@@ -92,6 +92,41 @@ def test_bounds_on_20000_random_logit_vectors():
   assert (per_class - zero).mean() > 0.1 and (zero - reference).mean() > 0.1
 
 
+def smooth_ce(logits, labels, smoothing):
+  z = jnp.moveaxis(logits[:, :, :-1], 0, 1).reshape(B, -1)
+  target = jax.nn.one_hot(labels, z.shape[1]) * (1 - smoothing)
+  return -jnp.sum(
+    (target + smoothing / z.shape[1]) * jax.nn.log_softmax(z), axis=1
+  )
+
+
+@pytest.mark.parametrize("make", [losses.ce, losses.distributed_ce])
+def test_label_smoothing_of_ce(make):
+  logits, targets, prior, valid, labels = case()
+
+  def ours(z):
+    return total(make(0.1), z, jnp.asarray(targets), prior, valid).sum()
+
+  def want(z):
+    return smooth_ce(z, labels, 0.1).sum()
+
+  z = jnp.asarray(logits)
+  np.testing.assert_allclose(ours(z), want(z), rtol=1e-5)
+  np.testing.assert_allclose(jax.grad(ours)(z), jax.grad(want)(z), atol=1e-6)
+
+
+def test_label_smoothing_leaves_out_masked_outputs():
+  """In the first task there is no rest; it must not be smoothed over."""
+  logits = np.array([[1.0, 2.0, 3.0]], np.float32)
+  prior = np.array([0.0, 0.0, losses.MASKED], np.float32)
+  value = losses.dce("learned", 0.2).value(
+    logits, np.array([0], np.int32), prior, np.ones(2, bool)
+  )
+  logp = jax.nn.log_softmax(logits[0, :2])
+  want = -(0.9 * logp[0] + 0.1 * logp[1])
+  assert value[0] == pytest.approx(float(want), rel=1e-6)
+
+
 @pytest.mark.parametrize("kind", REFERENCES)
 def test_dce_is_separable(kind):
   """The gradient of head m's loss is exactly zero for every other head."""
