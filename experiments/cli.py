@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections.config_flags import config_flags
 
 from mhil import config as config_lib
 from mhil import trainer
@@ -136,6 +136,8 @@ def _parse(argv: list[str]) -> list[str]:
     _fail(error)
   except flags.IllegalFlagValueError as error:
     _fail(_wrong_value(str(error)))
+  except config_flags.FlagOrderError as error:
+    _fail(f"{error}; write --config=FILE first")
   except (flags.Error, OSError, ValueError, TypeError) as error:
     _fail(f"{error}; see --help")
   if len(rest) > 1:
@@ -174,7 +176,7 @@ def _fields() -> dict[str, Any]:
 
 
 def _check_fields(argv: list[str]) -> None:
-  known = _fields()
+  known, given = _fields(), dict[str, str]()
   for word in argv[1:]:
     dashes, dot, rest = word.partition("config.")
     if dashes.removesuffix("no") not in ("-", "--") or not dot:
@@ -186,6 +188,12 @@ def _check_fields(argv: list[str]) -> None:
         f"{field}={value} is not a field of the configuration; did you mean "
         f"--config.{near[0]}={value or 'VALUE'}?"
       )
+    if field in given and isinstance(known[field], tuple):
+      raise UserError(
+        f"--config.{field} is given twice, as {given[field]} and {value}, "
+        "which would be strung together; give it once"
+      )
+    given[field] = value
 
 
 def _wrong_value(message: str) -> str:

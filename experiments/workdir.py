@@ -121,10 +121,13 @@ def write(
   )
   metrics.write_csv(table, folder / f"{MATRIX}.csv")
   plots.accuracy_matrix(table, folder / f"{MATRIX}.png", "Accuracy")
-  rows = [[np.nan if x is None else x for x in row] for row in done.history]
-  history = np.array(rows, np.float64)
+  # Rows of another mesh may hold more closed heads at their end.
+  rows = [row[: len(sizes) + 1] for row in done.history]
+  history = np.array(
+    [[np.nan if x is None else x for x in row] for row in rows], np.float64
+  )
   plots.curves(
-    {"step": history[:, 0], "loss": history[:, 1 : len(sizes) + 1]},
+    {"step": history[:, 0], "loss": history[:, 1:]},
     numbers["steps_per_task"],
     {
       "class-incremental": numbers["accuracy_after_task"],

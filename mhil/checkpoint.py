@@ -83,6 +83,7 @@ class Checkpoints:
     Damaged saves are named and set aside, so that their steps can be saved
     again.
     """
+    self._manager.wait_until_finished()
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step, before in zip(steps, [*steps[1:], None]):
       try:

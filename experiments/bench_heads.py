@@ -1,0 +1,304 @@
+"""Suite `heads`: what a further head costs the others.
+
+(a) a head a device, (b) all heads on one device with the old ones frozen,
+(c) closed heads on one device.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import measure
+from mhil import data, losses, networks, objectives, sharding, streams
+from mhil import run as run_lib
+from mhil.recipe import Recipe
+
+HEADS = (1, 2, 4, 8, 16)
+TASKS = (1, 5, 10, 20)
+REPETITIONS = 11
+FLAT = {
+  "flops": "FLOPs",
+  "accessed": "bytes accessed",
+  "temporary": "temporary memory",
+}
+TIME = {"growth": "time", "cpu_ms": "CPU time"}
+COST = {
+  "flops": "MFLOP",
+  "accessed": "MB accessed",
+  "temporary": "temporary MiB",
+  "arguments": "arguments MiB",
+}
+
+
+class Setup(NamedTuple):
+  """What every program of a table shares.
+
+  Attributes:
+    name: the network, for the table.
+    branch: `logits -> networks.Branch` for images of `side` x `side` x 3.
+    side: pixels.
+    batch: samples a step.
+    samples: images in all, the same for any number of tasks.
+  """
+
+  name: str
+  branch: Callable[[int], networks.Branch]
+  side: int = 32
+  batch: int = 32
+  samples: int = 320
+
+
+CONVNET = Setup(
+  "convnet 16-32",
+  lambda logits: networks.convnet((32, 32, 3), logits, (16, 32), axis="data"),
+)
+# Much state and little work: copying a bank would show here first.
+MLP = Setup(
+  "mlp 3072-256",
+  lambda logits: networks.mlp(3072, logits, (256,), axis="data"),
+)
+
+
+def build(
+  setup: Setup,
+  heads: int,
+  *,
+  devices: int = 1,
+  loss: losses.Loss | None = None,
+  train_heads: str = "all",
+) -> run_lib.Run:
+  """A run over `heads` tasks of two classes each, compiled only once."""
+  return _build(setup, heads, devices, loss or losses.dce(), train_heads)
+
+
+@functools.cache
+def _build(setup, heads, devices, loss, train_heads) -> run_lib.Run:
+  classes = 2 * heads
+  rng = np.random.default_rng(0)
+  shape = setup.samples, setup.side, setup.side, 3
+  images = rng.integers(0, 256, shape, dtype=np.uint8)
+  labels = np.arange(setup.samples, dtype=np.int32) % classes
+  half = (0.5,) * 3
+  dataset = data.Dataset(
+    *("noise", images, labels, images[:classes], labels[:classes], classes),
+    *(255.0, half, half, 0, False),
+  )
+  return run_lib.build(
+    sharding.make_mesh(head=devices),
+    streams.class_incremental(classes, increment=2, order_seed=None),
+    dataset,
+    objectives.end_to_end(setup.branch(3)),
+    loss,
+    # Every sample is kept, so a pass is equally long whatever the tasks.
+    Recipe(batch=setup.batch, memory=None, train_heads=train_heads),
+    seed=0,
+  )
+
+
+def apart(
+  setup: Setup = CONVNET,
+  counts: Sequence[int] = HEADS,
+  repetitions: int = REPETITIONS,
+) -> measure.Table:
+  """(a) One head a device, with each loss."""
+  counts = [n for n in counts if n <= len(jax.devices())]
+  kinds = {
+    "D-CE": losses.dce(),
+    "distributed CE": losses.distributed_ce(),
+    "centralised CE": losses.ce(),
+  }
+  cases = [
+    ({"loss": kind, "heads": n}, build(setup, n, devices=n, loss=loss), n - 1)
+    for kind, loss in kinds.items()
+    for n in counts
+  ]
+  rows = measure.compare(cases, repetitions)
+  for row in rows:
+    row["shared_ms"] = row["ms"] / _sharing(row["heads"])
+    row["device_cpu_ms"] = row["cpu_ms"] / row["heads"]
+  columns = {
+    **{"loss": "loss", "heads": "heads = devices"},
+    **COST,
+    **{"traffic": "bytes over `head`", "collectives": "collectives"},
+    **{"ms": "ms a step", "shared_ms": "ms / devices a core"},
+    "device_cpu_ms": "CPU ms a device",
+  }
+  note = (
+    f"{_about(setup)}, all heads open and training, one head on each device. "
+    "FLOPs, bytes, memory, traffic and collectives are **per device** and "
+    "step, from the compiled program; the times are of the whole step, all "
+    f"devices together, medians of {repetitions} repetitions taken in turn."
+  )
+  reading = _read_apart(rows)
+  return measure.Table("One head a device", note, columns, rows, reading)
+
+
+def _read_apart(rows: list[dict[str, Any]]) -> list[str]:
+  of = {
+    kind: [r for r in rows if r["loss"] == kind]
+    for kind in dict.fromkeys(r["loss"] for r in rows)
+  }
+  dce, shared, central = of.values()
+  last = dce[-1]["heads"]
+  flat = "; ".join(
+    f"{name} {measure.verdict([r[key] for r in dce])}"
+    for key, name in FLAT.items()
+  )
+  second = central[-1]["flops"] / dce[-1]["flops"]
+  lines = [
+    f"D-CE, a device's cost from {dce[0]['heads']} to {last} heads, and how "
+    f"far the largest lies above the smallest: {flat}. Over `head` "
+    f"{sum(r['traffic'] for r in dce)} bytes in "
+    f"{sum(r['collectives'] for r in dce)} collectives.",
+    f"With {last} heads centralised CE moves {central[-1]['traffic']:,} bytes "
+    "a step to each device, in proportion to the heads; distributed CE "
+    f"{shared[-1]['traffic']:,} bytes with any number, in "
+    f"{shared[-1]['collectives']} collectives that every device waits for.",
+    f"Both pay {second:.2f} times the FLOPs of D-CE, which is our doing: a "
+    "device loops over its heads, so their logits are needed in a forward "
+    "pass of its own before any gradient. Code that keeps the activations of "
+    "all its heads alive would pay no second pass.",
+  ]
+  if _sharing(last) > 1:
+    lines.append(
+      f"These are simulated devices: {last} of them share "
+      f"{measure.cores()} cores, so the time of a step must grow, and says "
+      "nothing of real devices. In processor time, summed over threads, D-CE "
+      f"takes {_list('device_cpu_ms', dce)} ms a device. Wall time divided by "
+      f"the devices that share a core is {_list('shared_ms', dce)} ms; what "
+      "it has more is waiting for a core, also for other programs."
+    )
+  return lines
+
+
+def together(
+  setups: Sequence[Setup] = (CONVNET, MLP),
+  counts: Sequence[int] = TASKS,
+  repetitions: int = REPETITIONS,
+) -> measure.Table:
+  """(b) Every head on one device, at the last task of longer streams."""
+  rows = []
+  for setup in setups:
+    # Short steps, whose time is to be compared within a few per cent.
+    rows += _stream_lengths(setup, "new", counts, 5 * repetitions)
+    rows += _stream_lengths(setup, "all", counts, repetitions)
+  columns = {
+    **{"network": "network", "train_heads": "`train_heads`"},
+    **{"tasks": "tasks = heads", **COST, "ms": "ms a step"},
+    **{"cpu_ms": "CPU ms", "growth": f"time against {counts[0]}"},
+  }
+  note = (
+    f"D-CE; {'; '.join(map(_about, setups))}; at the last task, with every "
+    f"head open. Medians of {repetitions} repetitions taken in turn, "
+    f"{5 * repetitions} for `new`; ratios within a repetition. The compiler's "
+    "FLOPs and bytes count the body of the loop over heads **once**, so they "
+    "are those of one trained head; how often it runs shows in the time. "
+    "Arguments hold the state of all heads, and the images."
+  )
+  reading = _read_together(rows)
+  return measure.Table("All heads on one device", note, columns, rows, reading)
+
+
+def _stream_lengths(
+  setup: Setup, kind: str, counts: Sequence[int], repetitions: int
+) -> list[dict[str, Any]]:
+  cases = []
+  for n in counts:
+    labels = {"network": setup.name, "train_heads": kind, "tasks": n}
+    cases.append((labels, build(setup, n, train_heads=kind), n - 1))
+  rows = measure.compare(cases, repetitions)
+  for row in rows:
+    row["growth"] = measure.ratio(row, rows[0])
+  return rows
+
+
+def _read_together(rows: list[dict[str, Any]]) -> list[str]:
+  lines = []
+  for network in dict.fromkeys(r["network"] for r in rows):
+    mine = [r for r in rows if r["network"] == network]
+    new = [r for r in mine if r["train_heads"] == "new"]
+    later = new[1]["tasks"]
+    flat = "; ".join(
+      f"{name} {measure.verdict([r[key] for r in new])}, from {later} tasks on "
+      f"{100 * measure.spread([r[key] for r in new[1:]]):.1f} %"
+      for key, name in (TIME | FLAT).items()
+    )
+    lines.append(
+      f"{network}, `new`, {new[0]['tasks']} to {new[-1]['tasks']} tasks: "
+      f"{flat}. The control `all` takes {mine[-1]['growth']:.1f} times as long "
+      f"at {mine[-1]['tasks']} tasks as at {new[0]['tasks']}."
+    )
+  lines.append(
+    "A bank of several heads hands the loop's body a copy of one head's "
+    "state, which the compiler saves in a bank of one head. That is the "
+    "difference between the first row and the second; it does not grow "
+    "further, and shows only where a head has much state and little work."
+  )
+  return lines
+
+
+def closed(
+  setup: Setup = CONVNET, held: int = 8, repetitions: int = REPETITIONS
+) -> measure.Table:
+  """(c) One device holds `held` heads, few or all of them open."""
+  one, many = build(setup, 1), build(setup, held)
+  cases: list[tuple[dict[str, Any], run_lib.Run, int]] = [
+    ({"held": 1, "open": 1}, one, 0),
+    *(
+      ({"held": held, "open": n}, many, n - 1)
+      for n in sorted({1, held // 4, held})
+    ),
+  ]
+  with measure.counting() as compiled:
+    rows = measure.compare(cases, repetitions)
+  for row in rows:
+    row["growth"] = measure.ratio(row, rows[-1])
+  columns = {"held": "heads held", "open": "open", **COST, "ms": "ms a step"}
+  columns |= {"cpu_ms": "CPU ms", "growth": f"time against {held} open"}
+  note = (
+    f"D-CE; {_about(setup)}; one device, `train_heads=all`. The rows with "
+    f"{held} heads held are one and the same compiled program; medians of "
+    f"{repetitions} repetitions taken in turn. FLOPs and bytes count the "
+    "loop's body once."
+  )
+  reading = _read_closed(rows, len(compiled))
+  return measure.Table("Closed heads", note, columns, rows, reading)
+
+
+def _read_closed(rows: list[dict[str, Any]], compiled: int) -> list[str]:
+  alone, *some, full = rows
+  memory = full["temporary"] / alone["temporary"]
+  shares = ", ".join(
+    f"{r['growth']:.2f} with {r['open']} of {r['held']} open (share of open "
+    f"heads {r['open'] / r['held']:.2f})"
+    for r in some
+  )
+  return [
+    f"Time against all {full['held']} open: {shares}. With 1 open the "
+    f"{full['held'] - 1} closed heads change the step from {alone['ms']:.1f} "
+    f"to {some[0]['ms']:.1f} ms.",
+    f"Temporary memory with {full['held']} heads held is {memory:.3f} times "
+    "that with one held.",
+    f"Compilations while heads opened: {compiled}.",
+  ]
+
+
+def _sharing(devices: int) -> float:
+  """Devices that share a core; 1 on devices with cores of their own."""
+  simulated = jax.devices()[0].platform == "cpu"
+  return max(1.0, devices / measure.cores()) if simulated else 1.0
+
+
+def _about(setup: Setup) -> str:
+  run = f"{setup.name} on {setup.side}x{setup.side}x3 noise"
+  return f"{run}, batch {setup.batch}, Adam, no augmentation"
+
+
+def _list(key: str, rows: Sequence[dict[str, Any]]) -> str:
+  return ", ".join(f"{r[key]:.1f}" for r in rows)
+
+
+SUITE = measure.Suite(max(HEADS), (apart, together, closed))

@@ -1,0 +1,203 @@
+"""What a training step costs, and how long it takes beside other steps.
+
+Costs are XLA's own, of the program that one device runs. Times are those of
+steps taken in turn, so that a busy machine slows all of them alike.
+"""
+
+import contextlib
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.monitoring
+import numpy as np
+
+from mhil import run as run_lib
+from mhil import sharding
+
+
+class Table(NamedTuple):
+  """One part of a suite, measured.
+
+  Attributes:
+    title: what it shows.
+    note: how it was measured.
+    columns: key of a row's cell, to the column's heading.
+    rows: one dict for each line; may hold more than the columns.
+    reading: what the numbers say, a sentence or two each.
+  """
+
+  title: str
+  note: str
+  columns: dict[str, str]
+  rows: list[dict[str, Any]]
+  reading: list[str]
+
+
+class Suite(NamedTuple):
+  """A named list of parts.
+
+  Attributes:
+    devices: simulated devices that it asks for.
+    parts: each measures and returns a table.
+  """
+
+  devices: int
+  parts: tuple[Callable[[], Table], ...]
+
+
+class Stepper:
+  """Takes the steps of a run's task, one after the other, as training does."""
+
+  def __init__(self, run: run_lib.Run, task: int):
+    """Opens `task` of a run whose heads are fresh."""
+    self.run, self._index = run, task
+    self._task = run_lib.open_task(run, task)
+    first = np.int32(run.plan[task].start)
+    state = run_lib.start(run)
+    self._state = state._replace(step=sharding.replicated(first, run.mesh))
+    self._done, self._epoch = 0, run_lib.batches(run, task, 0)
+
+  def __call__(self) -> None:
+    """Takes one step and waits for it."""
+    epoch, i = divmod(self._done, run_lib.per_epoch(self.run, self._index))
+    if i == 0:
+      self._epoch = run_lib.batches(self.run, self._index, epoch)
+    self._done += 1
+    self._state = self.run.step(
+      self._state, self._epoch, self._task, self.run.train_set
+    )
+    # Also what `Run.one_at_a_time` asks for, so that all are treated alike.
+    jax.block_until_ready(self._state)
+
+
+def cost(run: run_lib.Run) -> dict[str, float]:
+  """What one step costs one device, from the compiled program.
+
+  A loop's body counts once, however often it runs.
+
+  Returns:
+    `flops`; `accessed`, bytes read and written; `temporary` and `arguments`,
+    bytes of memory; `traffic`, bytes over the `head` axis; `collectives`,
+    their number.
+  """
+  counted, usage = run.step.cost_analysis(), run.step.memory_analysis()
+  return {
+    "flops": counted["flops"],
+    "accessed": counted["bytes accessed"],
+    "temporary": usage.temp_size_in_bytes,
+    "arguments": usage.argument_size_in_bytes,
+    "traffic": sharding.bytes_over(run.traffic, "head"),
+    "collectives": sum("head" in c.axes for c in run.traffic),
+  }
+
+
+def compare(
+  cases: Sequence[tuple[dict[str, Any], run_lib.Run, int]], repetitions: int
+) -> list[dict[str, Any]]:
+  """Costs and times of steps that are taken in turn.
+
+  Args:
+    cases: labels, a run, and which of its tasks to train.
+    repetitions: steps of each, forwards and backwards through the cases,
+      after two to warm up.
+
+  Returns:
+    For each case its labels, `cost`, and the medians `ms` on the wall and
+    `cpu_ms` over all of the process's threads; `walls` holds every time.
+  """
+  steppers = [Stepper(run, task) for _, run, task in cases]
+  walls: list[list[float]] = [[] for _ in cases]
+  cpus: list[list[float]] = [[] for _ in cases]
+  for repetition in range(-2, repetitions):
+    order = range(len(cases))
+    for i in order if repetition % 2 == 0 else reversed(order):
+      wall, cpu = time.perf_counter(), time.process_time()
+      steppers[i]()
+      if repetition >= 0:
+        walls[i].append(1e3 * (time.perf_counter() - wall))
+        cpus[i].append(1e3 * (time.process_time() - cpu))
+  rows = [labels | cost(run) for labels, run, _ in cases]
+  for row, wall_ms, cpu_ms in zip(rows, walls, cpus, strict=True):
+    row["ms"] = statistics.median(wall_ms)
+    row["cpu_ms"] = statistics.median(cpu_ms)
+    row["walls"] = wall_ms
+  return rows
+
+
+def ratio(row: dict[str, Any], reference: dict[str, Any]) -> float:
+  """Median over repetitions of one step's time over another's.
+
+  Neighbours in time see the same machine, so this is steadier than a ratio
+  of medians.
+  """
+  pairs = zip(row["walls"], reference["walls"], strict=True)
+  return statistics.median(a / b for a, b in pairs)
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[list[str]]:
+  """Collects an entry for every program that XLA compiles meanwhile."""
+  found: list[str] = []
+  listening = True
+
+  def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+    del duration_secs, kwargs
+    if listening and event.endswith("backend_compile_duration"):
+      found.append(event)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    yield found
+  finally:
+    # JAX has no public way to take a listener off again.
+    listening = False
+
+
+def spread(values: Sequence[float]) -> float:
+  """How far the largest lies above the smallest, as a fraction."""
+  low, high = min(values), max(values)
+  return 0.0 if high == low else high / low - 1 if low else float("inf")
+
+
+def verdict(values: Sequence[float], limit: float = 0.1) -> str:
+  """`flat` or `NOT flat`, with the spread in brackets."""
+  size = spread(values)
+  word = "flat" if size <= limit else "NOT flat"
+  return f"{word} ({100 * size:.1f} %)"
+
+
+def cores() -> int:
+  """Processor cores that this process may use."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def markdown(table: Table) -> str:
+  """The table with its note and reading."""
+  lines = [
+    f"## {table.title}",
+    "",
+    table.note,
+    "",
+    "| " + " | ".join(table.columns.values()) + " |",
+    "|" + " --- |" * len(table.columns),
+  ]
+  for row in table.rows:
+    cells = [_cell(key, row[key]) for key in table.columns]
+    lines.append("| " + " | ".join(cells) + " |")
+  return "\n".join([*lines, "", *(f"- {line}" for line in table.reading)])
+
+
+def _cell(key: str, value: Any) -> str:
+  if key in ("temporary", "arguments"):
+    return f"{value / 2**20:.2f}"
+  if key in ("flops", "accessed"):
+    return f"{value / 1e6:.1f}"
+  if isinstance(value, float):
+    return f"{value:.2f}" if value < 10 else f"{value:.0f}"
+  return f"{value:,}" if isinstance(value, int) else str(value)

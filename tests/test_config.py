@@ -1,0 +1,128 @@
+"""Every field that cannot be meant is named, with its value and the fix."""
+
+import dataclasses
+import json
+
+import pytest
+
+from mhil import config as config_lib
+
+
+def changed(field, value):
+  config = config_lib.Config()
+  config_lib.assign(config, field, value)
+  return config
+
+
+def refused(field, value):
+  with pytest.raises(ValueError) as raised:
+    config_lib.validate(changed(field, value))
+  message = str(raised.value)
+  assert field in message and "use" in message and "\n" not in message
+  return message
+
+
+FIELDS = config_lib.flatten(config_lib.to_dict(config_lib.Config()))
+
+
+def test_defaults_are_valid():
+  config_lib.validate(config_lib.Config())
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_field_refuses_every_other_type(field):
+  kind = type(FIELDS[field])
+  samples = [True, 1, 0.5, "text", (1,), [1], None, {"a": 1}]
+  for value in samples:
+    fits = type(value) is kind or (kind is float and type(value) is int)
+    if not fits:
+      message = refused(field, value)
+      assert config_lib.KINDS[kind] in message
+
+
+@pytest.mark.parametrize("value", [(1.5,), ("a",), (True,), ((1,),)])
+def test_a_tuple_holds_whole_numbers_only(value):
+  assert repr(value) in refused("network.widths", value)
+
+
+@pytest.mark.parametrize("field", config_lib.CHOICES)
+def test_a_choice_lists_what_is_known(field):
+  message = refused(field, "nonsense")
+  assert all(known in message for known in config_lib.CHOICES[field])
+
+
+@pytest.mark.parametrize("field", config_lib.RANGE)
+def test_a_number_stays_in_its_range(field):
+  least, most = config_lib.RANGE[field]
+  kind = type(FIELDS[field])
+  assert f"use {least}" in refused(field, kind(least - 1))
+  if most < config_lib.INF:
+    assert str(most) in refused(field, kind(most + 1))
+  if kind is float:
+    refused(field, float("nan"))
+    refused(field, float("inf"))
+    refused(field, float("-inf"))
+
+
+@pytest.mark.parametrize("field", config_lib.RANGE)
+def test_the_ends_of_a_range_are_allowed(field):
+  config = changed("train.batch", 8)
+  for end in config_lib.RANGE[field]:
+    if end < config_lib.INF:
+      config_lib.assign(config, field, type(FIELDS[field])(end))
+      config_lib.validate(config)
+
+
+def test_every_number_has_a_range():
+  numbers = {f for f, v in FIELDS.items() if isinstance(v, (int, float))}
+  assert numbers - config_lib.RANGE.keys() == {"train.from_scratch"}
+
+
+def test_a_batch_that_does_not_divide_names_one_that_does():
+  config = changed("mesh.data", 3)
+  with pytest.raises(ValueError, match=r"train\.batch=32 .*mesh\.data=3.*=33"):
+    config_lib.validate(config)
+  config.train.batch = 33
+  config_lib.validate(config)
+
+
+@pytest.mark.parametrize("widths", [(), (0,), (8, -1)])
+def test_a_network_has_positive_widths(widths):
+  assert "(64,)" in refused("network.widths", widths)
+
+
+@pytest.mark.parametrize("group", ["mesh", "train"])
+@pytest.mark.parametrize("value", [3, None, config_lib.Data()])
+def test_a_group_of_another_kind_is_refused(group, value):
+  config = config_lib.Config()
+  setattr(config, group, value)
+  with pytest.raises(ValueError, match=rf"{group}\.\w+=None is not"):
+    config_lib.validate(config)
+
+
+def test_text_holds_every_field_and_depends_on_values_only():
+  config = changed("network.widths", (3, 4))
+  held = config_lib.flatten(json.loads(config_lib.to_json(config)))
+  assert held.keys() == FIELDS.keys() and held["network.widths"] == [3, 4]
+  again = changed("network.widths", (3, 4))
+  assert config_lib.to_json(config) == config_lib.to_json(again)
+
+
+def test_configurations_share_nothing():
+  config_lib.Config().mesh.head = 7
+  assert config_lib.Config().mesh.head == FIELDS["mesh.head"]
+
+
+def test_a_mistyped_field_cannot_be_set():
+  with pytest.raises(AttributeError):
+    config_lib.Config().train.epoch = 3  # type: ignore[attr-defined]
+  with pytest.raises(TypeError, match="epoch"):
+    config_lib.Train(epoch=3)  # type: ignore[call-arg]
+  with pytest.raises(ValueError, match=r"train\.epoch=3 is not a field"):
+    changed("train.epoch", 3)
+
+
+def test_validation_changes_nothing():
+  config = config_lib.Config()
+  config_lib.validate(config)
+  assert dataclasses.asdict(config) == dataclasses.asdict(config_lib.Config())
