@@ -15,12 +15,13 @@ equal. Other backends keep XLA's own.
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+from mhil import manual
 
 
 def conv(
@@ -45,18 +46,9 @@ def conv(
   # A custom gradient has to return cotangents that vary over the same mesh
   # axes as their primals. Widening both here leaves the sum over devices,
   # for a kernel that all of them share, to the transpose of the widening.
-  axes = _varying(x) | _varying(w)
-  return _conv(_vary(x, axes), _vary(w, axes), stride, padding)
-
-
-def _varying(x: Array) -> frozenset[str]:
-  kind: Any = jax.typeof(x)  # The attribute's name depends on JAX's version.
-  return kind.mat.varying if hasattr(kind, "mat") else kind.vma
-
-
-def _vary(x: Array, axes: frozenset[str]) -> Array:
-  missing = tuple(sorted(axes - _varying(x)))
-  return lax.pcast(x, missing, to="varying") if missing else x
+  axes = manual.varying(x) | manual.varying(w)
+  x, w = manual.vary(x, *axes), manual.vary(w, *axes)
+  return _conv(x, w, stride, padding)
 
 
 def _xla_conv(x: Array, w: Array, stride: int, padding: int) -> Array:

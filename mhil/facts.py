@@ -1,15 +1,16 @@
 """Facts of a run that no test set is needed for: sizes, traffic, hashes."""
 
 import hashlib
-import math
 import importlib.metadata
+import math
 import platform
 from typing import Any
 
 import jax
 import numpy as np
 
-from mhil import heads, programs
+from mhil import bank as bank_lib
+from mhil import plan, programs
 from mhil import run as run_lib
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -17,7 +18,9 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 def of_run(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
   """Sizes, traffic, hash and versions; JSON-safe."""
-  of_head = sum(math.prod(x.shape[2:]) for x in jax.tree.leaves(state.bank.params))
+  of_head = sum(
+    math.prod(x.shape[2:]) for x in jax.tree.leaves(state.bank.params)
+  )
   open_heads = len(run.stream.tasks)
   usage = run.step.memory_analysis()
   return {
@@ -30,7 +33,10 @@ def of_run(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
       "temporary": usage.temp_size_in_bytes,
       "arguments": usage.argument_size_in_bytes,
     },
-    "steps_per_task": [len(steps) for steps in run.plan],
+    "steps_per_task": [
+      sum(len(phase.steps) for phase in run.phases if phase.task == t)
+      for t in range(open_heads)
+    ],
     "mesh": dict(run.mesh.shape),
     "devices": [str(d) for d in run.mesh.devices.flat],
     "seed": run.seed,
@@ -42,17 +48,22 @@ def of_run(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
 
 
 def exemplars(run: run_lib.Run) -> dict[str, Any]:
-  """What the memory holds at most, over the whole mesh."""
-  held = max(
-    len(rows) - int(np.isin(run.dataset.train_labels[rows], new).sum())
-    for rows, new in zip(run.rows, run.stream.tasks)
-  )
+  """What the memory holds once every class is seen, over the whole mesh."""
+  recipe, labels = run.recipe, run.dataset.train_labels
+  held = plan.kept_size(labels, run.stream.order, recipe)
   image = run.dataset.train_images[0]
-  protocol = "every sample" if run.recipe.memory is None else "fixed total"
+  protocol = "every sample"
+  if recipe.memory is not None:
+    kind = {
+      "total": "fixed total, all of it dealt",
+      "floor": "fixed total, the same for each class",
+      "per_class": "fixed per class",
+    }
+    protocol = f"{kind[recipe.protocol]}; {recipe.selection} choice"
   return {
     "exemplars": held,
     "bytes": held * image.nbytes,
-    "protocol": f"{protocol}, balanced over the classes seen, random choice",
+    "protocol": protocol,
   }
 
 
@@ -61,6 +72,6 @@ def params_sha256(params: Any, open_heads: int) -> str:
   digest = hashlib.sha256()
   for path, leaf in jax.tree.leaves_with_path(params):
     digest.update(jax.tree_util.keystr(path).encode())
-    whole = heads.flatten(np.asarray(leaf))[:open_heads]
+    whole = bank_lib.flatten(np.asarray(leaf))[:open_heads]
     digest.update(np.ascontiguousarray(whole).tobytes())
   return digest.hexdigest()

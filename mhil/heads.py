@@ -21,82 +21,21 @@ one head. This is legal because D-CE is separable.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from mhil import losses, objectives
+from mhil import bank as bank_lib
+from mhil import losses, manual, objectives
+from mhil.bank import SPEC, Bank, Task
 
 P = jax.P
 Tree = Any
 TRAIN_HEADS = ("all", "readout", "new")
-SPEC = P(None, "head")
-
-
-class Bank(NamedTuple):
-  """All heads; every leaf is `[l, h, ...]`, laid over the `head` axis.
-
-  Attributes:
-    params: trainable parameters.
-    stats: normalisation statistics.
-    opt: optimiser state, one for each head.
-    side: the objective's own state.
-    loss: sum of the losses of the steps since it was last cleared.
-    bad_step: first step whose loss was not finite, else -1.
-  """
-
-  params: Tree
-  stats: Tree
-  opt: Tree
-  side: Tree
-  loss: jax.Array
-  bad_step: jax.Array
-
-
-class Task(NamedTuple):
-  """What a step must know of the running task; arrays, so nothing recompiles.
-
-  Attributes:
-    opened: `[]` number of open heads.
-    first_step: `[]` global step at which the task began.
-    steps: `[]` number of steps of the task.
-    prior: `[l, h, c+1]` the loss's prior correction.
-    valid: `[l, h, c]` classes that exist in open heads.
-  """
-
-  opened: jax.Array
-  first_step: jax.Array
-  steps: jax.Array
-  prior: jax.Array
-  valid: jax.Array
-
-
-TASK_SPEC = Task(P(), P(), P(), SPEC, SPEC)
-
-
-def rows(heads: int, mesh: Mesh) -> tuple[int, int]:
-  """The bank's leading shape `(l, h)` for at least `heads` heads."""
-  h = mesh.shape["head"]
-  return -(-heads // h), h
-
-
-def arrange(per_head: np.ndarray, mesh: Mesh, fill=0) -> np.ndarray:
-  """`[heads, ...]` to `[l, h, ...]`, padded with `fill` at the end."""
-  l, h = rows(len(per_head), mesh)
-  shape = (l * h - len(per_head), *per_head.shape[1:])
-  padding = np.full(shape, fill, per_head.dtype)
-  whole = np.concatenate([per_head, padding])
-  return whole.reshape(l, h, *per_head.shape[1:])
-
-
-def flatten(leaf):
-  """`[l, h, ...]` to `[l*h, ...]`: heads in the order of their tasks."""
-  return leaf.reshape(-1, *leaf.shape[2:])
 
 
 def initializer(
@@ -109,7 +48,7 @@ def initializer(
 
   Head `i` depends on `fold_in(key, i)` alone, not on the mesh.
   """
-  l, h = rows(heads, mesh)
+  l, h = bank_lib.rows(heads, mesh)
 
   def one(key):
     params, stats, side = objective.init(key)
@@ -145,7 +84,7 @@ def update(
   objective: objectives.Objective,
   loss: losses.Loss,
   optimizer: optax.GradientTransformation,
-  rate: Callable[[jax.Array, jax.Array], jax.Array],
+  rate: Callable[[jax.Array, Task], jax.Array],
   train_heads: str,
 ) -> Bank:
   """One step of every training head of this device; runs in `shard_map`.
@@ -159,7 +98,7 @@ def update(
     objective: turns a batch into a gradient.
     loss: the cross-entropy; see `losses`.
     optimizer: of unit learning rate.
-    rate: `(step in task, steps of task) -> learning rate`.
+    rate: `(step, task) -> learning rate`.
     train_heads: `all`, `readout` (old heads train their last layer) or `new`
       (old heads are frozen and, with D-CE, not even evaluated).
   """
@@ -169,7 +108,7 @@ def update(
   first = jnp.where(newest % width == here, newest // width, stop)
   start = first if train_heads == "new" else jnp.zeros_like(stop)
   shared = _share(bank, task, batch, stop, objective, loss)
-  scale = rate(step - task.first_step, task.steps)
+  scale = rate(step, task)
 
   def train(i, bank):
     head = i * width + here
@@ -251,6 +190,21 @@ def scores(
   return jnp.moveaxis(jax.vmap(loss.scores)(logits, valid), 0, 1)[:, :, None]
 
 
+def features(
+  bank: Bank,
+  head: jax.Array,
+  images: jax.Array,
+  *,
+  objective: objectives.Objective,
+) -> jax.Array:
+  """Features `[1, b, f]` in one head, or in a neighbour of its on devices
+  that do not hold it; runs in `shard_map`, without a collective.
+  """
+  i = head // lax.axis_size("head")
+  params, stats = jax.tree.map(lambda x: x[i, 0], (bank.params, bank.stats))
+  return objective.features(params, stats, images)[None]
+
+
 def _count(opened, here, width):
   # Heads here, here + width, ... below `opened`.
   return (opened - here + width - 1) // width
@@ -265,7 +219,7 @@ def _forward(bank, images, stop, objective, outputs):
     return logits.at[i].set(objective.predict(params, stats, images))
 
   blank = jnp.zeros((held, images.shape[0], outputs))
-  blank = _vary(blank, "head", *jax.typeof(images).manual_axis_type.varying)
+  blank = manual.vary(blank, "head", *manual.varying(images))
   return lax.fori_loop(0, stop, one, blank)
 
 
@@ -287,25 +241,8 @@ def _agree(out: objectives.Step) -> objectives.Step:
 
 def _rows(tree):
   # `[l, ...]` of this device to its part `[l, 1, ...]` of `[l, h, ...]`.
-  return jax.tree.map(lambda x: _vary(x, "head")[:, None], tree)
-
-
-def _vary(x, *axes):
-  # Loops want their carry marked with every axis over which it will differ.
-  missing = tuple(a for a in axes if a not in jax.typeof(x).manual_axis_type.varying)
-  return lax.pcast(x, missing, to="varying") if missing else x
+  return jax.tree.map(lambda x: manual.vary(x, "head")[:, None], tree)
 
 
 def _mean_over_data(x):
-  return lax.pmean(x, "data") if "data" in jax.typeof(x).manual_axis_type.varying else x
-
-
-def params_of(bank: Bank, head: int) -> Tree:
-  """Parameters of one head, without the leading axes."""
-  width = bank.loss.shape[1]
-  return jax.tree.map(lambda x: x[divmod(head, width)], bank.params)
-
-
-def place(tree: Tree, mesh: Mesh) -> Tree:
-  """Lays arrays `[l, h, ...]` over the mesh's `head` axis."""
-  return jax.device_put(tree, NamedSharding(mesh, SPEC))
+  return lax.pmean(x, "data") if "data" in manual.varying(x) else x

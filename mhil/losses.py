@@ -252,6 +252,4 @@ def _log_probability(logits, valid):
 
 
 def _own_log_probability(logits, valid):
-  return jnp.where(
-    valid, jax.nn.log_softmax(_raw(logits, valid)), MASKED
-  )
+  return jnp.where(valid, jax.nn.log_softmax(_raw(logits, valid)), MASKED)

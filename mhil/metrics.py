@@ -11,7 +11,7 @@ they stand side by side. Every average is computed in float64.
 import csv
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -34,12 +34,12 @@ class Tally(NamedTuple):
     confusion: `[t, t]` true head by chosen head.
   """
 
-  total: np.ndarray
-  correct: np.ndarray
-  head_correct: np.ndarray
-  within_correct: np.ndarray
-  top5: np.ndarray
-  confusion: np.ndarray
+  total: Any
+  correct: Any
+  head_correct: Any
+  within_correct: Any
+  top5: Any
+  confusion: Any
 
 
 def accuracy(tally: Tally) -> float:

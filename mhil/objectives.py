@@ -58,12 +58,14 @@ class Objective(NamedTuple):
     init: `key -> (params, stats, side)`: the branch's and the method's own.
     step: `(params, stats, side, batch, criterion, key) -> Step`.
     predict: `(params, stats, images) -> logits [b, c+1]`, at inference.
+    features: `(params, stats, images) -> [b, f]`, before the last layer.
   """
 
   name: str
   init: Callable[[Array], tuple[Tree, Tree, Tree]]
   step: Callable[..., Step]
   predict: Callable[[Tree, Tree, Array], Float[Array, "b k"]]
+  features: Callable[[Tree, Tree, Array], Float[Array, "b f"]]
 
 
 def end_to_end(branch: networks.Branch) -> Objective:
@@ -87,7 +89,10 @@ def end_to_end(branch: networks.Branch) -> Objective:
   def predict(params, stats, images):
     return branch.apply(params, stats, images, False)[0]
 
-  return Objective("end_to_end", init, step, predict)
+  def features(params, stats, images):
+    return branch.features(params, stats, images, False)[0]
+
+  return Objective("end_to_end", init, step, predict, features)
 
 
 def readout(objective: Objective) -> Objective:

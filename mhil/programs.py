@@ -15,8 +15,9 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 
+from mhil import augment, heads, losses, metrics, objectives
+from mhil import bank as bank_lib
 from mhil import data as data_lib
-from mhil import augment, heads, losses, metrics, objectives, optimizers
 
 P = jax.P
 
@@ -29,8 +30,8 @@ class State(NamedTuple):
     bank: the heads.
   """
 
-  step: jax.Array
-  bank: heads.Bank
+  step: Any
+  bank: Any
 
 
 class Samples(NamedTuple):
@@ -57,12 +58,12 @@ class Epoch(NamedTuple):
     first_step: `[]` global step of row 0.
   """
 
-  order: jax.Array
-  first_step: jax.Array
+  order: Any
+  first_step: Any
 
 
 EPOCH_SPEC = Epoch(P(None, "data"), P())
-STATE_SPEC = State(P(), heads.SPEC)
+STATE_SPEC = State(P(), bank_lib.SPEC)
 
 
 def pixels(dataset: data_lib.Dataset) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def train_step(
   objective: objectives.Objective,
   loss: losses.Loss,
   optimizer: optax.GradientTransformation,
-  rate: optimizers.Rate,
+  rate: Callable[..., jax.Array],
   train_heads: str,
 ) -> Callable[..., State]:
   """`(state, epoch, task, samples) -> state`; to be jitted."""
@@ -100,7 +101,9 @@ def train_step(
     bank = heads.update(
       state.bank,
       task,
-      objectives.Batch(images, samples.owners[taken], samples.columns[taken], weight),
+      objectives.Batch(
+        images, samples.owners[taken], samples.columns[taken], weight
+      ),
       state.step,
       heads_key,
       objective=objective,
@@ -114,7 +117,7 @@ def train_step(
   return jax.shard_map(
     local,
     mesh=mesh,
-    in_specs=(STATE_SPEC, EPOCH_SPEC, heads.TASK_SPEC, P()),
+    in_specs=(STATE_SPEC, EPOCH_SPEC, bank_lib.TASK_SPEC, P()),
     out_specs=STATE_SPEC,
   )
 
@@ -138,7 +141,7 @@ def class_scores(
   spread = jax.shard_map(
     local,
     mesh=mesh,
-    in_specs=(heads.SPEC, heads.TASK_SPEC, P("data")),
+    in_specs=(bank_lib.SPEC, bank_lib.TASK_SPEC, P("data")),
     out_specs=P("data", None, "head"),
   )
 
@@ -150,10 +153,27 @@ def class_scores(
   return scores
 
 
+def head_features(
+  mesh: Mesh, dataset: data_lib.Dataset, objective: objectives.Objective
+) -> Callable[..., jax.Array]:
+  """`(bank, head, images [b, ...]) -> [h, b, f]`; row `head % h` counts."""
+
+  def local(bank, head, images):
+    images = augment.prepare(images, **pixels(dataset), train=False)
+    return heads.features(bank, head, images, objective=objective)
+
+  return jax.shard_map(
+    local,
+    mesh=mesh,
+    in_specs=(bank_lib.SPEC, P(), P()),
+    out_specs=P("head"),
+  )
+
+
 def evaluate(
   scores: Callable[..., jax.Array], batch: int
 ) -> Callable[..., metrics.Tally]:
-  """`(bank, task, samples, seen) -> metrics.Tally` over the first `seen` samples.
+  """`(bank, task, samples, seen) -> Tally` over the first `seen` samples.
 
   Samples are sorted by head, so what is not seen yet costs nothing. To be
   jitted; counts are the only thing that leaves the devices.
@@ -170,7 +190,9 @@ def evaluate(
       return jax.tree.map(
         jnp.add,
         tally,
-        _count(table, samples.owners[taken], samples.columns[taken], rows < seen),
+        _count(
+          table, samples.owners[taken], samples.columns[taken], rows < seen
+        ),
       )
 
     return lax.fori_loop(0, (seen + batch - 1) // batch, add, blank)

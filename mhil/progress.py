@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mhil import metrics
+from mhil import memory, metrics
 
 
 class Progress(NamedTuple):
@@ -18,6 +18,8 @@ class Progress(NamedTuple):
     history: rows `[step, loss of head 0, ..]`; None where a head is idle.
     logged: step of the last row.
     seconds: training time of each task begun.
+    kept: exemplars by class, as `memory` keeps them.
+    learnt: tasks whose exemplars are in `kept`.
   """
 
   step: int = 0
@@ -25,6 +27,8 @@ class Progress(NamedTuple):
   history: tuple[tuple[float | None, ...], ...] = ()
   logged: int = 0
   seconds: tuple[float, ...] = ()
+  kept: memory.Kept = {}  # noqa: RUF012, replaced and never changed
+  learnt: int = 0
 
 
 class NotFinite(ArithmeticError):
@@ -72,10 +76,10 @@ class Recorder:
     self._pending = None
     self.check(bad_step)
     mean = np.asarray(loss, np.float64).reshape(-1) / steps
-    row = tuple(
-      float(x) if i in training else None for i, x in enumerate(mean)
+    row = tuple(float(x) if i in training else None for i, x in enumerate(mean))
+    self._done = self._done._replace(
+      history=(*self._done.history, (step, *row))
     )
-    self._done = self._done._replace(history=(*self._done.history, (step, *row)))
     self._log(step, {f"loss/head_{i}": row[i] for i in training})
 
   def check_finite(self, finite) -> None:
@@ -96,6 +100,19 @@ class Recorder:
     self._stop_clock()
     self._log(self.step, accuracies(tally))
 
+  @property
+  def kept(self) -> memory.Kept:
+    """The exemplars."""
+    return self._done.kept
+
+  def learnt(self, t: int) -> bool:
+    """Whether the exemplars of task `t` have been chosen."""
+    return t < self._done.learnt
+
+  def keep(self, t: int, kept: memory.Kept) -> None:
+    """Books the memory after task `t`."""
+    self._done = self._done._replace(kept=kept, learnt=t + 1)
+
   def progress(self) -> Progress:
     """Everything up to now."""
     self._stop_clock()
@@ -105,9 +122,7 @@ class Recorder:
     now = time.perf_counter()
     if self._done.seconds:
       last = self._done.seconds[-1] + now - self._clock
-      self._done = self._done._replace(
-        seconds=(*self._done.seconds[:-1], last)
-      )
+      self._done = self._done._replace(seconds=(*self._done.seconds[:-1], last))
     self._clock = now
 
 
@@ -152,7 +167,8 @@ def measured(done: Progress) -> dict[str, Any]:
 def to_json(done: Progress) -> dict[str, Any]:
   """Progress as lists and numbers."""
   tallies = [[x.tolist() for x in tally] for tally in done.tallies]
-  return {**done._asdict(), "tallies": tallies}
+  kept = memory.to_json(done.kept)
+  return {**done._asdict(), "tallies": tallies, "kept": kept}
 
 
 def from_json(saved: dict[str, Any]) -> Progress:
@@ -166,4 +182,6 @@ def from_json(saved: dict[str, Any]) -> Progress:
     history=tuple(tuple(row) for row in saved["history"]),
     logged=saved["logged"],
     seconds=tuple(saved["seconds"]),
+    kept=memory.from_json(saved["kept"]),
+    learnt=saved["learnt"],
   )

@@ -17,7 +17,14 @@ class Recipe(NamedTuple):
     batch: samples a step, over the whole mesh.
     train_heads: `all`, `readout` or `new`; see `heads.update`.
     correction: add the loss's prior correction.
-    memory: exemplars in all, over the whole mesh; None keeps every sample.
+    memory: exemplars over the whole mesh; None keeps every sample.
+    protocol: `total` or `floor`, exemplars in all, or `per_class`; see
+      `memory.shares`.
+    selection: which samples are kept: `random`, `herding` or `reservoir`.
+    replay: exemplars in each batch; 0 shuffles them among the new samples.
+    balanced_epochs: passes over the exemplars, the new classes' among them,
+      after each task but the first; 0 for none.
+    balanced_rate: the learning rate in those passes.
     from_scratch: new parameters in every task. With every sample kept this
       is joint training, the upper bound.
     log_every: steps between two rows of the history.
@@ -31,6 +38,11 @@ class Recipe(NamedTuple):
   train_heads: str = "all"
   correction: bool = True
   memory: int | None = 100
+  protocol: str = "total"
+  selection: str = "random"
+  replay: int = 0
+  balanced_epochs: int = 0
+  balanced_rate: optimizers.Rate = optimizers.constant(1e-4)
   from_scratch: bool = False
   log_every: int = 50
   test_batch: int = 256

@@ -13,10 +13,23 @@ import tqdm
 from jax.sharding import Mesh
 
 from mhil import data as data_lib
-from mhil import facts, losses, objectives, programs, progress, streams
+from mhil import (
+  facts,
+  losses,
+  memory,
+  objectives,
+  phases,
+  prepare,
+  programs,
+  progress,
+  streams,
+)
 from mhil import run as run_lib
 from mhil.progress import Progress
 from mhil.recipe import Recipe
+
+
+DEFAULT = Recipe()
 
 
 @runtime_checkable
@@ -63,7 +76,7 @@ def train(
   dataset: data_lib.Dataset,
   objective: objectives.Objective,
   loss: losses.Loss,
-  recipe: Recipe = Recipe(),
+  recipe: Recipe = DEFAULT,
   *,
   seed: int = 0,
   **watch: Any,
@@ -84,7 +97,7 @@ def train(
     ValueError: if the parts do not fit together.
     Diverged: names the step, the head and the last good save.
   """
-  run = run_lib.build(mesh, stream, dataset, objective, loss, recipe, seed)
+  run = prepare.build(mesh, stream, dataset, objective, loss, recipe, seed)
   return fit(run, **watch)
 
 
@@ -100,7 +113,7 @@ def fit(
   """The loop of `train`, over parts that are built and compiled.
 
   Args:
-    run: from `run.build`.
+    run: from `prepare.build`.
     checkpoints: where to save, after each task and every `every` steps.
     resume: go on from the newest save, bit for bit.
     stop: asked after every step; True saves and returns.
@@ -117,7 +130,7 @@ def fit(
     state, done = saved[0], progress.from_json(saved[1])
   note = progress.Recorder(done, log)
   meter = tqdm.tqdm(
-    total=run.plan[-1].stop,
+    total=run.phases[-1].steps.stop,
     initial=done.step,
     disable=not bar,
     unit="step",
@@ -133,29 +146,34 @@ def fit(
     checkpoints.save(note.step, state, progress.to_json(note.progress()))
 
   try:
-    for t in range(len(done.tallies), len(stream.tasks)):
+    for phase in run.phases:
+      t = phase.task
+      if t < len(done.tallies) or phase.steps.stop < note.step:
+        continue
       # 2. Open the head of the task that has arrived.
-      steps, task = run.plan[t], run_lib.open_task(run, t)
+      if phase.balanced and not note.learnt(t):
+        note.keep(t, phases.keep(run, state, t, note.kept))
+      feed = phases.open_phase(run, phase, memory.rows(note.kept))
       meter.set_description(f"task {t + 1}/{len(stream.tasks)}")
-      if note.step == steps.start:
+      if note.step == phase.steps.start and not phase.balanced:
         state = run_lib.renew(run, state, t)
       note.begin(t)
       batches = None
 
       # 3. Train all heads that learn; nothing goes to or from the host.
-      for step in range(note.step, steps.stop):
-        epoch, i = divmod(step - steps.start, run_lib.per_epoch(run, t))
+      for step in range(note.step, phase.steps.stop):
+        epoch, i = divmod(step - phase.steps.start, phase.per_epoch)
         if i == 0 or batches is None:
-          batches = run_lib.batches(run, t, epoch)
-        state = run.step(state, batches, task, run.train_set)
+          batches = phases.batches(run, feed, epoch)
+        state = run.step(state, batches, feed.task, run.train_set)
         if run.one_at_a_time:
           jax.block_until_ready(state.step)
         meter.update()
         note.step = step + 1
-        if note.step % recipe.log_every == 0 or note.step == steps.stop:
-          state, *row = run_lib.read(state)
-          note.push(*row, run_lib.training(run, t))
-        if note.step == steps.stop:
+        if note.step % recipe.log_every == 0 or note.step == phase.steps.stop:
+          state, sums, bad = run_lib.read(state)
+          note.push(sums, bad, run_lib.training(run, t))
+        if note.step == phase.steps.stop:
           break
         stopping = stop()
         if checkpoints and (
@@ -165,9 +183,13 @@ def fit(
         if stopping:
           return _result(run, state, note, finished=False)
 
-      # 4. Test every open head on all classes seen; save.
+      # 4. Choose exemplars, test every open head on all classes seen; save.
       note.flush()
-      note.end(run_lib.evaluate(run, state, t, task))
+      if phase is not run.last_phase(t):
+        continue
+      if not note.learnt(t):
+        note.keep(t, phases.keep(run, state, t, note.kept))
+      note.end(phases.evaluate(run, state, feed))
       if checkpoints:
         save()
       if stop() and t + 1 < len(stream.tasks):
@@ -189,5 +211,5 @@ def _result(run, state, note, finished) -> Result:
   done = note.progress()
   last = max(len(done.tallies) - 1, 0)
   numbers = progress.measured(done) | facts.of_run(run, state)
-  predict = run_lib.predictor(run, state, last)
+  predict = phases.predictor(run, state, last)
   return Result(state, done, numbers, finished, predict)

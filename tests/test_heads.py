@@ -3,7 +3,8 @@ import jax.monitoring
 import numpy as np
 import pytest
 
-from mhil import heads, losses, optimizers, programs, sharding
+from mhil import bank as bank_lib
+from mhil import losses, optimizers, phases, prepare, programs, sharding
 from mhil import run as run_lib
 from tests import tiny
 
@@ -14,7 +15,7 @@ DECAY = optimizers.adam(0.1)
 
 def canonical(tree, count):
   """Heads in order, as numpy `[heads, ...]` leaves."""
-  return [heads.flatten(np.asarray(x))[:count] for x in jax.tree.leaves(tree)]
+  return [bank_lib.flatten(np.asarray(x))[:count] for x in jax.tree.leaves(tree)]
 
 
 def same(a, b):
@@ -63,7 +64,7 @@ class TestIndependence:
     for m in range(3):
       alone = run_with_only(whole, m, steps=4)
       want = jax.tree.map(
-        lambda x, m=m: heads.flatten(np.asarray(x))[m], together.bank.params
+        lambda x, m=m: bank_lib.flatten(np.asarray(x))[m], together.bank.params
       )
       assert same(jax.tree.leaves(alone), jax.tree.leaves(want))
 
@@ -109,15 +110,15 @@ def run_with_only(whole, m, steps):
   """
   mesh = sharding.make_mesh()
   def take(x):
-    return heads.flatten(np.asarray(x))[m][None, None]
+    return bank_lib.flatten(np.asarray(x))[m][None, None]
 
-  task = run_lib.open_task(whole, 2)
-  tables = heads.Task(np.int32(1), *task[1:3], *map(take, task[3:]))
-  tables = place(tables, mesh, heads.TASK_SPEC)
+  feed = tiny.feed(whole, 2)
+  tables = bank_lib.Task(np.int32(1), *feed.task[1:4], *map(take, feed.task[4:]))
+  tables = place(tables, mesh, bank_lib.TASK_SPEC)
   bank = jax.tree.map(take, run_lib.start(whole).bank)
-  first = np.int32(whole.plan[2].start)
+  first = np.int32(feed.phase.steps.start)
   state = place(programs.State(first, bank), mesh, programs.STATE_SPEC)
-  batches = place(run_lib.batches(whole, 2, 0), mesh, programs.EPOCH_SPEC)
+  batches = place(phases.batches(whole, feed, 0), mesh, programs.EPOCH_SPEC)
   owners = np.where(np.asarray(whole.train_set.owners) == m, 0, 1)
   samples = whole.train_set._replace(owners=owners.astype(np.int32))
   samples = sharding.replicated(samples, mesh)
@@ -128,7 +129,7 @@ def run_with_only(whole, m, steps):
       whole.objective,
       whole.loss,
       whole.recipe.optimizer,
-      whole.recipe.rate,
+      prepare.rate_of(whole.recipe),
       "all",
     )
   )
@@ -173,9 +174,9 @@ class TestLayout:
 
   def test_arrange_deals_in_turn(self):
     mesh = sharding.make_mesh(head=2)
-    table = heads.arrange(np.arange(5), mesh, fill=-1)
+    table = bank_lib.arrange(np.arange(5), mesh, fill=-1)
     np.testing.assert_array_equal(table, [[0, 1], [2, 3], [4, -1]])
-    np.testing.assert_array_equal(heads.flatten(table)[:5], np.arange(5))
+    np.testing.assert_array_equal(bank_lib.flatten(table)[:5], np.arange(5))
 
   def test_shardings_survive_a_step(self):
     run = tiny.build(head=3)
@@ -199,7 +200,7 @@ class TestOpenAndClosed:
   def test_closed_heads_do_not_score(self):
     run = tiny.build(head=1)
     state = run_lib.start(run)
-    predict = run_lib.predictor(run, state, 0)
+    predict = phases.predictor(run, state, 0)
     found = set(predict(run.dataset.test_images).tolist())
     assert found <= set(run.stream.tasks[0])
 
@@ -216,9 +217,9 @@ class TestOpenAndClosed:
     moved = {
       name: [
         not same(
-          [heads.flatten(x)[m] for x in jax.tree.leaves(kept[name])],
+          [bank_lib.flatten(x)[m] for x in jax.tree.leaves(kept[name])],
           [
-            heads.flatten(np.asarray(x))[m]
+            bank_lib.flatten(np.asarray(x))[m]
             for x in jax.tree.leaves(state.bank.params[name])
           ],
         )
@@ -239,7 +240,7 @@ class TestOpenAndClosed:
   def test_padded_classes_never_win(self):
     run = tiny.build(head=1, sizes=(3, 1, 2))
     state = tiny.steps(run, run_lib.start(run), 2, 4)
-    predict = run_lib.predictor(run, state, 2)
+    predict = phases.predictor(run, state, 2)
     found = predict(run.dataset.test_images)
     assert set(found.tolist()) <= set(range(6))
 
@@ -283,7 +284,7 @@ class TestCost:
       state = run_lib.renew(run, state, t)
       state = tiny.steps(run, state, t, 2)
       state, *_ = run_lib.read(state)
-      np.asarray(run_lib.evaluate(run, state, t, run_lib.open_task(run, t))[0])
+      np.asarray(phases.evaluate(run, state, tiny.feed(run, t))[0])
     assert compiled == []
     jax.jit(lambda x: x * 3 + len(compiled))(np.float32(1))
     assert compiled, "the listener must see a compile when there is one"
@@ -291,7 +292,8 @@ class TestCost:
   def test_nothing_goes_to_or_from_the_host(self):
     run = tiny.build(head=3)
     state = run_lib.renew(run, run_lib.start(run), 0)
-    task, batches = run_lib.open_task(run, 0), run_lib.batches(run, 0, 0)
+    feed = tiny.feed(run, 0)
+    task, batches = feed.task, phases.batches(run, feed, 0)
     with jax.transfer_guard("disallow"):
       for _ in range(3):
         state = run.step(state, batches, task, run.train_set)
@@ -315,4 +317,4 @@ def warm(run, state):
   state = run_lib.renew(run, jax.tree.map(lambda x: x + 0, state), 0)
   state = tiny.steps(run, state, 0, 1)
   state, *_ = run_lib.read(state)
-  np.asarray(run_lib.evaluate(run, state, 0, run_lib.open_task(run, 0))[0])
+  np.asarray(phases.evaluate(run, state, tiny.feed(run, 0))[0])

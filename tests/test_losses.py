@@ -156,7 +156,9 @@ def test_only_ce_feels_what_other_heads_say(loss, apart):
 
   @jax.jit
   def gradient(z):
-    run = lambda z: total(loss, z, jnp.asarray(targets), prior, valid).sum()
+    def run(z):
+      return total(loss, z, jnp.asarray(targets), prior, valid).sum()
+
     return jax.grad(run)(z)[0]
 
   moved = logits + np.array([0, 1, 0, 0], np.float32)[:, None, None]

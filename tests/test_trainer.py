@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from mhil import checkpoint, losses, optimizers, progress, trainer
+from mhil import checkpoint, losses, optimizers, phases, progress, trainer
 from mhil import run as run_lib
 from tests import tiny
 
@@ -90,15 +90,20 @@ class TestBounds:
       np.testing.assert_array_equal(x, y)
 
   def test_keeping_everything_means_every_sample(self):
-    data, stream = tiny.dataset(), tiny.stream()
-    rows = run_lib.task_rows(data, stream, None, 0, 2)
-    assert sorted(rows.tolist()) == list(range(len(data.train_labels)))
+    run = tiny.build(recipe=tiny.RECIPE._replace(memory=None))
+    batches = phases.batches(run, tiny.feed(run, 2), 0)
+    rows = np.asarray(batches.order).reshape(-1)
+    every = len(tiny.dataset().train_labels)
+    assert sorted(rows[rows >= 0].tolist()) == list(range(every))
 
   def test_no_memory_means_new_samples_only(self):
-    data, stream = tiny.dataset(), tiny.stream()
-    rows = run_lib.task_rows(data, stream, 0, 0, 2)
-    assert set(data.train_labels[rows]) == set(stream.tasks[2])
-    assert train(tiny.RECIPE._replace(memory=0), loss=losses.ce()).finished
+    run = tiny.build(
+      recipe=tiny.RECIPE._replace(memory=0), loss=losses.ce()
+    )
+    rows = np.asarray(phases.batches(run, tiny.feed(run, 2), 0).order)
+    labels = run.dataset.train_labels[rows[rows >= 0]]
+    assert set(labels) == set(run.stream.tasks[2])
+    assert trainer.fit(run).finished
 
 
 class TestResume:
@@ -171,10 +176,10 @@ class TestMistakes:
   def test_stream_must_fit_the_data(self):
     parts = list(tiny.parts())
     parts[1] = tiny.stream((2, 2))
-    with pytest.raises(ValueError, match="4 classes.*6"):
+    with pytest.raises(ValueError, match=r"4 classes.*6"):
       trainer.train(*parts)
 
   def test_unknown_train_heads(self):
     recipe = tiny.RECIPE._replace(train_heads="some")
-    with pytest.raises(ValueError, match="train_heads='some'.*readout"):
+    with pytest.raises(ValueError, match=r"train_heads='some'.*readout"):
       train(recipe)

@@ -4,7 +4,17 @@ import functools
 
 import numpy as np
 
-from mhil import data, losses, networks, objectives, sharding, streams
+from mhil import (
+  data,
+  losses,
+  memory,
+  networks,
+  objectives,
+  phases,
+  prepare,
+  sharding,
+  streams,
+)
 from mhil import run as run_lib
 from mhil.recipe import Recipe
 
@@ -63,17 +73,31 @@ def parts(
 @functools.cache
 def build(seed=0, **settings):
   """A `run.Run`: placed data and compiled programs, shared by all tests."""
-  return run_lib.build(*parts(**settings), seed)
+  return prepare.build(*parts(**settings), seed)
 
 
-def steps(run, state, task, count):
+def kept(run, t):
+  """Rows in the memory when task `t` begins, chosen at random."""
+  held = {}
+  for earlier in range(t):
+    held = phases.keep(run, run_lib.start(run), earlier, held)
+  return memory.rows(held)
+
+
+def feed(run, t):
+  """The first phase of a task."""
+  phase = next(phase for phase in run.phases if phase.task == t)
+  return phases.open_phase(run, phase, kept(run, t))
+
+
+def steps(run, state, t, count):
   """Runs `count` steps of a task's first epoch."""
-  opened = run_lib.open_task(run, task)
-  batches = run_lib.batches(run, task, 0)
-  first = np.int32(run.plan[task].start)
+  phase = feed(run, t)
+  batches = phases.batches(run, phase, 0)
+  first = np.int32(phase.phase.steps.start)
   state = state._replace(step=sharding.replicated(first, run.mesh))
   for _ in range(count):
-    state = run.step(state, batches, opened, run.train_set)
+    state = run.step(state, batches, phase.task, run.train_set)
     if run.one_at_a_time:
       state.step.block_until_ready()
   return state

@@ -1,0 +1,90 @@
+"""The bank of heads: its arrays, and how they lie on the mesh.
+
+Every leaf is `[l, h, ...]`, laid over the mesh's `head` axis; head `i` is
+entry `divmod(i, h)`. Dealt in turn, so that a young stream uses every device;
+in order when flattened, so that a bank moves to another mesh by a reshape.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+P = jax.P
+Tree = Any
+SPEC = P(None, "head")
+
+
+class Bank(NamedTuple):
+  """All heads; every leaf is `[l, h, ...]`, laid over the `head` axis.
+
+  Attributes:
+    params: trainable parameters.
+    stats: normalisation statistics.
+    opt: optimiser state, one for each head.
+    side: the objective's own state.
+    loss: sum of the losses of the steps since it was last cleared.
+    bad_step: first step whose loss was not finite, else -1.
+  """
+
+  params: Tree
+  stats: Tree
+  opt: Tree
+  side: Tree
+  loss: jax.Array
+  bad_step: jax.Array
+
+
+class Task(NamedTuple):
+  """What a step must know of the running task; arrays, so nothing recompiles.
+
+  Attributes:
+    opened: `[]` number of open heads.
+    first_step: `[]` global step at which the phase began.
+    steps: `[]` number of steps of the phase.
+    balanced: `[]` True in the balanced passes after a task.
+    prior: `[l, h, c+1]` the loss's prior correction.
+    valid: `[l, h, c]` classes that exist in open heads.
+  """
+
+  opened: Any
+  first_step: Any
+  steps: Any
+  balanced: Any
+  prior: Any
+  valid: Any
+
+
+TASK_SPEC = Task(P(), P(), P(), P(), SPEC, SPEC)
+
+
+def rows(heads: int, mesh: Mesh) -> tuple[int, int]:
+  """The bank's leading shape `(l, h)` for at least `heads` heads."""
+  h = mesh.shape["head"]
+  return -(-heads // h), h
+
+
+def arrange(per_head: np.ndarray, mesh: Mesh, fill=0) -> np.ndarray:
+  """`[heads, ...]` to `[l, h, ...]`, padded with `fill` at the end."""
+  l, h = rows(len(per_head), mesh)
+  shape = (l * h - len(per_head), *per_head.shape[1:])
+  padding = np.full(shape, fill, per_head.dtype)
+  whole = np.concatenate([per_head, padding])
+  return whole.reshape(l, h, *per_head.shape[1:])
+
+
+def flatten(leaf):
+  """`[l, h, ...]` to `[l*h, ...]`: heads in the order of their tasks."""
+  return leaf.reshape(-1, *leaf.shape[2:])
+
+
+def params_of(bank: Bank, head: int) -> Tree:
+  """Parameters of one head, without the leading axes."""
+  width = bank.loss.shape[1]
+  return jax.tree.map(lambda x: x[divmod(head, width)], bank.params)
+
+
+def place(tree: Tree, mesh: Mesh) -> Tree:
+  """Lays arrays `[l, h, ...]` over the mesh's `head` axis."""
+  return jax.device_put(tree, NamedSharding(mesh, SPEC))
