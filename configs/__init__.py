@@ -1,0 +1,1 @@
+"""One file per experiment; each returns a `mhil.config.Config`."""

@@ -1,0 +1,1 @@
+"""Programs: train, compare, benchmark; the only place with all methods."""

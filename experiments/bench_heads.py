@@ -12,7 +12,15 @@ import jax
 import numpy as np
 
 from experiments import measure
-from mhil import data, losses, networks, objectives, sharding, streams
+from mhil import (
+  data,
+  losses,
+  networks,
+  objectives,
+  prepare,
+  sharding,
+  streams,
+)
 from mhil import run as run_lib
 from mhil.recipe import Recipe
 
@@ -34,21 +42,13 @@ COST = {
 
 
 class Setup(NamedTuple):
-  """What every program of a table shares.
+  """What every program of a table shares."""
 
-  Attributes:
-    name: the network, for the table.
-    branch: `logits -> networks.Branch` for images of `side` x `side` x 3.
-    side: pixels.
-    batch: samples a step.
-    samples: images in all, the same for any number of tasks.
-  """
-
-  name: str
-  branch: Callable[[int], networks.Branch]
-  side: int = 32
+  name: str  # of the network, for the table
+  branch: Callable[[int], networks.Branch]  # from the number of logits
+  side: int = 32  # pixels
   batch: int = 32
-  samples: int = 320
+  samples: int = 320  # in all, the same for any number of tasks
 
 
 CONVNET = Setup(
@@ -81,12 +81,11 @@ def _build(setup, heads, devices, loss, train_heads) -> run_lib.Run:
   shape = setup.samples, setup.side, setup.side, 3
   images = rng.integers(0, 256, shape, dtype=np.uint8)
   labels = np.arange(setup.samples, dtype=np.int32) % classes
-  half = (0.5,) * 3
   dataset = data.Dataset(
     *("noise", images, labels, images[:classes], labels[:classes], classes),
-    *(255.0, half, half, 0, False),
+    *(255.0, (0.5,) * 3, (0.5,) * 3, 0, False),
   )
-  return run_lib.build(
+  return prepare.build(
     sharding.make_mesh(head=devices),
     streams.class_incremental(classes, increment=2, order_seed=None),
     dataset,
@@ -245,13 +244,10 @@ def closed(
 ) -> measure.Table:
   """(c) One device holds `held` heads, few or all of them open."""
   one, many = build(setup, 1), build(setup, held)
-  cases: list[tuple[dict[str, Any], run_lib.Run, int]] = [
-    ({"held": 1, "open": 1}, one, 0),
-    *(
-      ({"held": held, "open": n}, many, n - 1)
-      for n in sorted({1, held // 4, held})
-    ),
-  ]
+  cases: list[tuple[dict[str, Any], run_lib.Run, int]]
+  cases = [({"held": 1, "open": 1}, one, 0)]
+  for n in sorted({1, held // 4, held}):
+    cases.append(({"held": held, "open": n}, many, n - 1))
   with measure.counting() as compiled:
     rows = measure.compare(cases, repetitions)
   for row in rows:

@@ -1,7 +1,9 @@
 """From a configuration to the library's parts; knows all the methods."""
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
+import optax
 from jax.sharding import Mesh
 
 from mhil import config as config_lib
@@ -11,10 +13,10 @@ from mhil import (
   networks,
   objectives,
   optimizers,
+  prepare,
   sharding,
   streams,
 )
-from mhil import run as run_lib
 from mhil.recipe import Recipe
 
 # More threads in one process only make a mistyped mesh take minutes.
@@ -40,11 +42,17 @@ def parts(config: config_lib.Config) -> Parts:
   """
   config_lib.validate(config)
   sharding.simulate(min(devices(config.mesh), SIMULATED))
-  dataset = data.load(config.data.name, folder=config.data.folder or None)
+  dataset = data.load(
+    config.data.name,
+    folder=config.data.folder or None,
+    image_key=config.data.image,
+    label_key=config.data.label,
+    limit=config.data.limit or None,
+  )
   stream = make_stream(config.stream, dataset.classes)
   mesh = make_mesh(config.mesh, len(stream.tasks))
   recipe = make_recipe(config)
-  run_lib.check(mesh, stream, dataset, recipe)
+  prepare.check(mesh, stream, dataset, recipe)
   branch = make_branch(config.network, dataset, stream.head_width + 1)
   objective = objectives.end_to_end(branch)
   loss = make_loss(config.loss)
@@ -85,43 +93,66 @@ def make_branch(
 ) -> networks.Branch:
   """The branch of one head, for the data set's images."""
   shape = dataset.train_images.shape[1:]
+  how: dict[str, Any] = {"norm": network.norm, "dtype": network.dtype}
+  how["axis"] = "data"
   if network.name == "mlp":
-    inputs = 1
-    for size in shape:
-      inputs *= size
-    return networks.mlp(
-      inputs, outputs, hidden=network.widths, norm=network.norm, axis="data"
-    )
-  return networks.convnet(
-    shape, outputs, widths=network.widths, norm=network.norm, axis="data"
-  )
+    return networks.mlp(math.prod(shape), outputs, network.widths, **how)
+  if network.name == "convnet":
+    return networks.convnet(shape, outputs, network.widths, **how)
+  if network.name == "resnet18":
+    return networks.resnet18(outputs, channels=shape[-1], **how)
+  depth = int(network.name.removeprefix("resnet"))
+  return networks.resnet_cifar(depth, outputs, channels=shape[-1], **how)
 
 
 def make_loss(loss: config_lib.Loss) -> losses.Loss:
   """The loss that every head pays."""
   if loss.name == "dce":
-    return losses.dce(loss.reference)
-  return losses.ce() if loss.name == "ce" else losses.distributed_ce()
+    return losses.dce(loss.reference, loss.smoothing)
+  make = losses.ce if loss.name == "ce" else losses.distributed_ce
+  return make(loss.smoothing)
+
+
+def make_optimizer(
+  optimizer: config_lib.Optimizer, epochs: int
+) -> tuple[optax.GradientTransformation, optimizers.Rate]:
+  """The optimiser of unit rate, and the rate over a task."""
+  o = optimizer
+  decay: dict[str, Any] = {"decay_norm": o.decay_norm, "clip": float(o.clip)}
+  unit = (
+    optimizers.adam(float(o.weight_decay), **decay)
+    if o.name == "adam"
+    else optimizers.sgd(float(o.momentum), float(o.weight_decay), **decay)
+  )
+  base = float(o.learning_rate)
+  if o.schedule == "steps":
+    rate = optimizers.steps(base, o.milestones, o.factor, epochs=epochs)
+  else:
+    make = optimizers.cosine if o.schedule == "cosine" else optimizers.constant
+    rate = make(base)
+  if o.warm_up:
+    rate = optimizers.warm_up(rate, o.warm_up, epochs=epochs)
+  return unit, rate
 
 
 def make_recipe(config: config_lib.Config) -> Recipe:
   """The plain numbers of `recipe.Recipe`."""
-  o, t = config.optimizer, config.train
-  schedules = {
-    "constant": optimizers.constant,
-    "cosine": optimizers.cosine,
-  }
+  t, memory = config.train, config.memory
+  optimizer, rate = make_optimizer(config.optimizer, t.epochs)
   auto = t.train_heads != "new"
   return Recipe(
-    optimizer=optimizers.adam(o.weight_decay)
-    if o.name == "adam"
-    else optimizers.sgd(o.momentum, o.weight_decay),
-    rate=schedules[o.schedule](o.learning_rate),
+    optimizer=optimizer,
+    rate=rate,
     epochs=t.epochs,
     batch=t.batch,
     train_heads=t.train_heads,
     correction={"on": True, "off": False, "auto": auto}[config.loss.correction],
-    memory=None if config.memory.size < 0 else config.memory.size,
+    memory=None if memory.size < 0 else memory.size,
+    protocol=memory.protocol,
+    selection=memory.selection,
+    replay=t.replay,
+    balanced_epochs=t.balanced_epochs,
+    balanced_rate=optimizers.constant(float(t.balanced_rate)),
     from_scratch=t.from_scratch,
     log_every=t.log_every,
   )

@@ -28,7 +28,9 @@ _SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds of each row.", lower_bound=1)
 _OUT = flags.DEFINE_string(
   "out", None, "Table without its ending; default docs/results/SUITE."
 )
-_RUNS = flags.DEFINE_string("runs", "runs/compare", "Folder of the single runs.")
+_RUNS = flags.DEFINE_string(
+  "runs", "runs/compare", "Folder of the single runs."
+)
 
 COLUMNS = {
   "average_incremental_accuracy": "average incremental",
@@ -67,7 +69,7 @@ def configure(row: suites.Row, seed: int) -> config_lib.Config:
   """The row's configuration; the seed moves the class order too."""
   config = cli.load_config(cli.CONFIGS / f"{row.config}.py")
   moved = {"seed": seed, "stream.order_seed": seed}
-  for field, value in (row.overrides | moved).items():
+  for field, value in (dict(row.overrides) | moved).items():
     config_lib.assign(config, field, value)
   with cli.checking():
     config_lib.validate(config)
@@ -92,7 +94,13 @@ def slug(row: suites.Row, seed: int) -> str:
 def write(out: pathlib.Path, done: dict[str, list[dict[str, Any]]]) -> None:
   """Writes mean and standard deviation over seeds as Markdown and CSV."""
   out.parent.mkdir(parents=True, exist_ok=True)
-  head = ["row", "seeds", *COLUMNS.values(), "s a run", "bytes over head a step"]
+  head = [
+    "row",
+    "seeds",
+    *COLUMNS.values(),
+    "s a run",
+    "bytes over head a step",
+  ]
   body = [_cells(label, runs) for label, runs in done.items()]
   lines = [
     f"# Comparison `{_SUITE.value}`",

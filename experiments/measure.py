@@ -15,8 +15,8 @@ import jax
 import jax.monitoring
 import numpy as np
 
+from mhil import memory, phases, sharding
 from mhil import run as run_lib
-from mhil import sharding
 
 
 class Table(NamedTuple):
@@ -54,21 +54,24 @@ class Stepper:
 
   def __init__(self, run: run_lib.Run, task: int):
     """Opens `task` of a run whose heads are fresh."""
-    self.run, self._index = run, task
-    self._task = run_lib.open_task(run, task)
-    first = np.int32(run.plan[task].start)
-    state = run_lib.start(run)
+    self.run, state = run, run_lib.start(run)
+    phase = next(phase for phase in run.phases if phase.task == task)
+    kept: memory.Kept = {}
+    for earlier in range(task):
+      kept = phases.keep(run, state, earlier, kept)
+    self._feed = phases.open_phase(run, phase, memory.rows(kept))
+    first = np.int32(phase.steps.start)
     self._state = state._replace(step=sharding.replicated(first, run.mesh))
-    self._done, self._epoch = 0, run_lib.batches(run, task, 0)
+    self._done, self._epoch = 0, phases.batches(run, self._feed, 0)
 
   def __call__(self) -> None:
     """Takes one step and waits for it."""
-    epoch, i = divmod(self._done, run_lib.per_epoch(self.run, self._index))
+    epoch, i = divmod(self._done, self._feed.phase.per_epoch)
     if i == 0:
-      self._epoch = run_lib.batches(self.run, self._index, epoch)
+      self._epoch = phases.batches(self.run, self._feed, epoch)
     self._done += 1
     self._state = self.run.step(
-      self._state, self._epoch, self._task, self.run.train_set
+      self._state, self._epoch, self._feed.task, self.run.train_set
     )
     # Also what `Run.one_at_a_time` asks for, so that all are treated alike.
     jax.block_until_ready(self._state)

@@ -1,5 +1,6 @@
 """The comparisons that have a name: rows of a config and its overrides."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
@@ -14,7 +15,7 @@ class Row(NamedTuple):
 
   label: str
   config: str
-  overrides: dict[str, Any] = {}
+  overrides: Mapping[str, Any] = {}
 
 
 CE = {"loss.name": "ce"}
@@ -44,7 +45,9 @@ SUITES: dict[str, list[Row]] = {
     Row("D-CE learned, correction off", "digits", OFF),
     Row("CE, correction off", "digits", CE | OFF),
     Row("D-CE, old heads readout", "digits", {"train.train_heads": "readout"}),
-    Row("CE, old heads readout", "digits", CE | {"train.train_heads": "readout"}),
+    Row(
+      "CE, old heads readout", "digits", CE | {"train.train_heads": "readout"}
+    ),
     Row("D-CE, old heads frozen", "digits", {"train.train_heads": "new"}),
     Row(
       "D-CE, learning rate 0 (control)",

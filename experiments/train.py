@@ -106,7 +106,7 @@ class StopSignal:
   A second one is not held back, since the first may wait for a long step.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.came = False
     self._before: dict[int, Any] = {}
 

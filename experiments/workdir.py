@@ -19,7 +19,7 @@ MATRIX = "accuracy_matrix"
 
 def enable_compilation_cache() -> None:
   """Keeps compiled programs between runs, unless the user chose a place."""
-  if jax.config.jax_compilation_cache_dir is None:
+  if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     folder = pathlib.Path(home) / "mhil" / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(folder))

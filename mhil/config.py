@@ -8,10 +8,8 @@ import dataclasses
 import json
 from typing import Any
 
-dataclass = dataclasses.dataclass(kw_only=True, slots=True)
 
-
-@dataclass
+@dataclasses.dataclass(kw_only=True, slots=True)
 class Mesh:
   """Devices along each axis; see the architecture in the README."""
 
@@ -21,15 +19,22 @@ class Mesh:
   subnet: int = 1
 
 
-@dataclass
+@dataclasses.dataclass(kw_only=True, slots=True)
 class Data:
-  """`digits`, `arrays:FOLDER` or `tfds:NAME`."""
+  """`digits`, `arrays:FOLDER` or `tfds:NAME`, prepared in `folder`.
+
+  `image` and `label` name the features of a TFDS set; `limit` keeps so many
+  images of each class in each split, 0 all.
+  """
 
   name: str = "digits"
   folder: str = ""
+  image: str = "image"
+  label: str = "label"
+  limit: int = 0
 
 
-@dataclass
+@dataclasses.dataclass(kw_only=True, slots=True)
 class Stream:
   """Tasks: `base` classes, then `increment` at a time, or given `sizes`.
 
@@ -44,16 +49,22 @@ class Stream:
   order_seed: int = 0
 
 
-@dataclass
+@dataclasses.dataclass(kw_only=True, slots=True)
 class Network:
-  """The branch of one head: `mlp` (hidden units) or `convnet` (widths)."""
+  """The branch of one head.
+
+  `mlp` (`widths`: hidden units), `convnet` (`widths`: features), or
+  `resnet20`, `resnet32`, `resnet110`, `resnet18` (their own widths). `dtype`
+  is that of the computation; parameters stay float32.
+  """
 
   name: str = "mlp"
   widths: tuple[int, ...] = (64,)
   norm: str = "none"
+  dtype: str = "float32"
 
 
-@dataclass
+@dataclasses.dataclass(kw_only=True, slots=True)
 class Loss:
   """`dce`, `distributed_ce` or `ce`.
 
@@ -64,38 +75,62 @@ class Loss:
   name: str = "dce"
   reference: str = "learned"
   correction: str = "auto"
+  smoothing: float = 0.0
 
 
-@dataclass
+@dataclasses.dataclass(kw_only=True, slots=True)
 class Memory:
-  """Exemplars in all, over the whole mesh; -1 keeps every sample."""
+  """Exemplars over the whole mesh; -1 keeps every sample.
+
+  `protocol`: `total` or `floor` (in all), `per_class`; `selection`: `random`,
+  `herding`, `reservoir`.
+  """
 
   size: int = 100
+  protocol: str = "total"
+  selection: str = "random"
 
 
-@dataclass
+@dataclasses.dataclass(kw_only=True, slots=True)
 class Optimizer:
-  """`adam` or `sgd`, with a `constant` or `cosine` rate in every task."""
+  """`adam` or `sgd`; the rate is `constant`, `cosine` or `steps`, each task.
+
+  `steps` multiplies by `factor` at `milestones`; they and `warm_up` are
+  epochs. `decay_norm`: weight decay acts on normalisation and biases too.
+  `clip` bounds the norm of one head's gradient, unless 0.
+  """
 
   name: str = "adam"
   learning_rate: float = 1e-3
   momentum: float = 0.9
   weight_decay: float = 0.0
+  decay_norm: bool = True
+  clip: float = 0.0
   schedule: str = "constant"
+  milestones: tuple[int, ...] = ()
+  factor: float = 0.1
+  warm_up: int = 0
 
 
-@dataclass
+@dataclasses.dataclass(kw_only=True, slots=True)
 class Train:
-  """`train_heads` is `all`, `readout` or `new`; see `heads.update`."""
+  """`train_heads` is `all`, `readout` or `new`; see `heads.update`.
+
+  `replay` exemplars are in each batch; 0 shuffles them in. After each task
+  but the first, `balanced_epochs` passes at `balanced_rate` see exemplars only.
+  """
 
   epochs: int = 30
   batch: int = 32
+  replay: int = 0
+  balanced_epochs: int = 0
+  balanced_rate: float = 1e-4
   train_heads: str = "all"
   from_scratch: bool = False
   log_every: int = 50
 
 
-@dataclass
+@dataclasses.dataclass(kw_only=True, slots=True)
 class Checkpoint:
   """Saved after each task, and every N steps unless 0; `keep` stay."""
 
@@ -103,11 +138,7 @@ class Checkpoint:
   keep: int = 3
 
 
-def _group(kind):
-  return dataclasses.field(default_factory=kind)
-
-
-@dataclass
+@dataclasses.dataclass(kw_only=True, slots=True)
 class Config:
   """An experiment.
 
@@ -116,32 +147,42 @@ class Config:
   """
 
   seed: int = 0
-  mesh: Mesh = _group(Mesh)
-  data: Data = _group(Data)
-  stream: Stream = _group(Stream)
-  network: Network = _group(Network)
-  loss: Loss = _group(Loss)
-  memory: Memory = _group(Memory)
-  optimizer: Optimizer = _group(Optimizer)
-  train: Train = _group(Train)
-  checkpoint: Checkpoint = _group(Checkpoint)
+  mesh: Mesh = dataclasses.field(default_factory=Mesh)
+  data: Data = dataclasses.field(default_factory=Data)
+  stream: Stream = dataclasses.field(default_factory=Stream)
+  network: Network = dataclasses.field(default_factory=Network)
+  loss: Loss = dataclasses.field(default_factory=Loss)
+  memory: Memory = dataclasses.field(default_factory=Memory)
+  optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+  train: Train = dataclasses.field(default_factory=Train)
+  checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
 
 
 CHOICES = {
-  "network.name": ("mlp", "convnet"),
+  "network.name": (
+    "mlp",
+    "convnet",
+    "resnet20",
+    "resnet32",
+    "resnet110",
+    "resnet18",
+  ),
+  "network.dtype": ("float32", "bfloat16"),
   "network.norm": ("none", "batch", "group"),
   "loss.name": ("dce", "distributed_ce", "ce"),
   "loss.reference": ("learned", "zero", "per_class", "none"),
   "loss.correction": ("auto", "on", "off"),
   "optimizer.name": ("adam", "sgd"),
-  "optimizer.schedule": ("constant", "cosine"),
+  "optimizer.schedule": ("constant", "cosine", "steps"),
+  "memory.protocol": ("total", "floor", "per_class"),
+  "memory.selection": ("random", "herding", "reservoir"),
   "train.train_heads": ("all", "readout", "new"),
 }
 KINDS: dict[type, str] = {
   bool: "true or false",
   int: "a whole number",
   float: "a number",
-  str: "a text",
+  str: "text",
   tuple: "a tuple of whole numbers",
 }
 INF = float("inf")
@@ -156,7 +197,15 @@ RANGE: dict[str, tuple[float, float]] = {
   "stream.base": (0, INF),
   "stream.increment": (1, INF),
   "stream.order_seed": (-1, 2**32 - 1),
+  "data.limit": (0, INF),
+  "loss.smoothing": (0, 0.99),
   "memory.size": (-1, INF),
+  "optimizer.clip": (0, INF),
+  "optimizer.factor": (0, 1),
+  "optimizer.warm_up": (0, INF),
+  "train.replay": (0, INF),
+  "train.balanced_epochs": (0, INF),
+  "train.balanced_rate": (0, INF),
   "optimizer.learning_rate": (0, INF),
   "optimizer.momentum": (0, 1),
   "optimizer.weight_decay": (0, INF),
@@ -182,17 +231,21 @@ def validate(config: Config) -> None:
         f"{field}={flat[field]!r} is not known; use one of {', '.join(known)}"
       )
   for field, (least, most) in RANGE.items():
-    # Written so that NaN, and infinity where there is no most, are refused.
+    # NaN, and infinity where there is no most, are refused too.
     if not (least <= flat[field] <= most and flat[field] < INF):
       limit = f" to {most}" if most < INF else " or more"
-      raise ValueError(
-        f"{field}={flat[field]} is out of range; use {least}{limit}"
-      )
+      out = f"{field}={flat[field]} is out of range"
+      raise ValueError(f"{out}; use {least}{limit}")
   if config.train.batch % config.mesh.data:
     raise ValueError(
       f"train.batch={config.train.batch} does not divide by mesh.data="
       f"{config.mesh.data}; use train.batch="
       f"{-(-config.train.batch // config.mesh.data) * config.mesh.data}"
+    )
+  if config.train.replay >= config.train.batch:
+    raise ValueError(
+      f"train.replay={config.train.replay} leaves no room for new samples in "
+      f"train.batch={config.train.batch}; use {config.train.batch // 2}"
     )
   if not config.network.widths or min(config.network.widths) < 1:
     raise ValueError(

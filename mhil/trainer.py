@@ -28,7 +28,6 @@ from mhil import run as run_lib
 from mhil.progress import Progress
 from mhil.recipe import Recipe
 
-
 DEFAULT = Recipe()
 
 

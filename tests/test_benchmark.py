@@ -62,12 +62,12 @@ class TestApart:
 
   @pytest.mark.slow
   def test_a_convnet_on_eight_devices_too(self):
-    table = bench_heads.apart(CONVNET, counts=(1, 2, 4, 8), repetitions=1)
+    table = bench_heads.apart(CONVNET, counts=(1, 8), repetitions=1)
     for key in FLAT:
       values = column(table, key, loss="D-CE")
-      assert len(values) == 4 and measure.spread(values) <= 0.1
+      assert len(values) == 2 and measure.spread(values) <= 0.1
     traffic = column(table, "traffic", loss="centralised CE")
-    assert traffic == [0, 128, 256, 512]
+    assert traffic == [0, 4 * 2 * 8 * 8]
 
   def test_dce_moves_nothing(self):
     assert column(apart(), "traffic", loss="D-CE") == [0, 0]
@@ -121,15 +121,15 @@ class TestTogether:
 
   @pytest.mark.slow
   def test_time_is_flat_for_new_and_grows_for_all(self):
-    table = bench_heads.together((WIDE,), counts=(1, 2, 16), repetitions=5)
+    table = bench_heads.together((WIDE,), counts=(2, 16), repetitions=5)
     new, everything = (
       column(table, "cpu_ms", train_heads=kind) for kind in ("new", "all")
     )
     # Processor time, as other programs may use the machine. Eight times the
     # heads train: 8 times the time, less what a step costs besides.
-    assert new[2] < 1.5 * new[1]
-    assert everything[2] > 3 * everything[1]
-    assert column(table, "tasks") == [1, 2, 16] * 2
+    assert new[1] < 1.5 * new[0]
+    assert everything[1] > 3 * everything[0]
+    assert column(table, "tasks") == [2, 16] * 2
     assert "CPU time" in table.reading[0] and "control" in table.reading[0]
 
 

@@ -280,7 +280,7 @@ def test_stopped_by_a_signal(number, place, tmp_path):
 @pytest.mark.slow
 def test_a_second_signal_is_not_held_back(place, tmp_path):
   twice = "for _ in range(2): os.kill(os.getpid(), signal.SIGTERM)"
-  script = dies("run.batches", 4, twice)
+  script = dies("run.read", 4, twice)
   done = place.run(tmp_path / "run", script=script)
   assert done.status == -signal.SIGTERM
   assert place.run(tmp_path / "run", "--resume").status == 0

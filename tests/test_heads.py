@@ -15,7 +15,9 @@ DECAY = optimizers.adam(0.1)
 
 def canonical(tree, count):
   """Heads in order, as numpy `[heads, ...]` leaves."""
-  return [bank_lib.flatten(np.asarray(x))[:count] for x in jax.tree.leaves(tree)]
+  return [
+    bank_lib.flatten(np.asarray(x))[:count] for x in jax.tree.leaves(tree)
+  ]
 
 
 def same(a, b):
@@ -109,11 +111,14 @@ def run_with_only(whole, m, steps):
   that it has among the others.
   """
   mesh = sharding.make_mesh()
+
   def take(x):
     return bank_lib.flatten(np.asarray(x))[m][None, None]
 
   feed = tiny.feed(whole, 2)
-  tables = bank_lib.Task(np.int32(1), *feed.task[1:4], *map(take, feed.task[4:]))
+  tables = bank_lib.Task(
+    np.int32(1), *feed.task[1:4], *map(take, feed.task[4:])
+  )
   tables = place(tables, mesh, bank_lib.TASK_SPEC)
   bank = jax.tree.map(take, run_lib.start(whole).bank)
   first = np.int32(feed.phase.steps.start)
@@ -207,9 +212,7 @@ class TestOpenAndClosed:
   @pytest.mark.parametrize("mode", ["new", "readout", "all"])
   @pytest.mark.parametrize("head", [1, 3])
   def test_train_heads(self, mode, head):
-    recipe = tiny.RECIPE._replace(
-      train_heads=mode, optimizer=DECAY
-    )
+    recipe = tiny.RECIPE._replace(train_heads=mode, optimizer=DECAY)
     run = tiny.build(head=head, recipe=recipe)
     state = run_lib.start(run)
     kept = jax.tree.map(np.asarray, state.bank.params)
@@ -297,7 +300,7 @@ class TestCost:
     with jax.transfer_guard("disallow"):
       for _ in range(3):
         state = run.step(state, batches, task, run.train_set)
-      with pytest.raises(Exception, match="[Dd]isallowed"):
+      with pytest.raises(Exception, match=r"[Dd]isallowed"):
         state.step + np.ones(3)  # the guard must see a transfer
 
   @pytest.mark.parametrize("train_heads", ["all", "new"])

@@ -63,14 +63,14 @@ class TestNumbers:
     assert closed and all(x is None for x in closed)
 
   def test_seed_moves_the_run(self, whole):
-    assert train(seed=1).metrics["params_sha256"] != whole.metrics[
-      "params_sha256"
-    ]
+    assert (
+      train(seed=1).metrics["params_sha256"] != whole.metrics["params_sha256"]
+    )
 
   def test_same_seed_same_bits_on_other_devices(self, whole):
-    assert train(head=3).metrics["params_sha256"] == whole.metrics[
-      "params_sha256"
-    ]
+    assert (
+      train(head=3).metrics["params_sha256"] == whole.metrics["params_sha256"]
+    )
 
   def test_memory_is_reported_and_kept(self, whole):
     assert whole.metrics["memory"]["exemplars"] == tiny.RECIPE.memory
@@ -97,9 +97,7 @@ class TestBounds:
     assert sorted(rows[rows >= 0].tolist()) == list(range(every))
 
   def test_no_memory_means_new_samples_only(self):
-    run = tiny.build(
-      recipe=tiny.RECIPE._replace(memory=0), loss=losses.ce()
-    )
+    run = tiny.build(recipe=tiny.RECIPE._replace(memory=0), loss=losses.ce())
     rows = np.asarray(phases.batches(run, tiny.feed(run, 2), 0).order)
     labels = run.dataset.train_labels[rows[rows >= 0]]
     assert set(labels) == set(run.stream.tasks[2])
@@ -152,7 +150,6 @@ class TestDivergence:
       pytest.raises(trainer.Diverged, match=r"head 0 .* step 5; .*step 4;"),
     ):
       train(recipe, checkpoints=saves)
-
 
   def test_a_state_that_is_not_finite_is_never_saved(self, tmp_path):
     """The loss is still finite when the parameters overflow at step 4."""

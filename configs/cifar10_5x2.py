@@ -1,0 +1,21 @@
+"""CIFAR-10, 1,500 images a class, as 5 tasks of 2 classes; 1,000 exemplars.
+
+  python -m experiments.train --config=configs/cifar10_5x2.py \\
+    --config.data.folder=DIR
+
+DIR holds the TFDS set `cifar10`, prepared. Sized for two CPU cores.
+"""
+
+from mhil import config
+
+
+def get_config() -> config.Config:
+  return config.Config(
+    mesh=config.Mesh(head=5),
+    data=config.Data(name="tfds:cifar10", limit=1500),
+    stream=config.Stream(increment=2),
+    network=config.Network(name="convnet", widths=(32, 64, 64), norm="group"),
+    memory=config.Memory(size=1000),
+    optimizer=config.Optimizer(learning_rate=2e-3, schedule="cosine"),
+    train=config.Train(epochs=3, batch=128),
+  )
