@@ -47,10 +47,13 @@ class Recorder:
   """
 
   def __init__(
-    self, done: Progress, log: Callable[[int, dict[str, float]], None]
+    self,
+    done: Progress,
+    log: Callable[[int, dict[str, float]], None],
+    heads: int,
   ):
     self.step = done.step
-    self._done, self._log = done, log
+    self._done, self._log, self._heads = done, log, heads
     self._pending: tuple | None = None
     self._logged = done.logged
     self._clock = time.perf_counter()
@@ -75,7 +78,8 @@ class Recorder:
     step, steps, loss, bad_step, training = self._pending
     self._pending = None
     self.check(bad_step)
-    mean = np.asarray(loss, np.float64).reshape(-1) / steps
+    # The mesh may hold more heads than there are tasks.
+    mean = np.asarray(loss, np.float64).reshape(-1)[: self._heads] / steps
     row = tuple(float(x) if i in training else None for i, x in enumerate(mean))
     self._done = self._done._replace(
       history=(*self._done.history, (step, *row))

@@ -85,8 +85,9 @@ def training(run: Run, t: int) -> tuple[int, ...]:
 def read(state: programs.State):
   """The state with cleared losses, and copies of losses and bad steps."""
   bank = state.bank
-  clear = state._replace(bank=bank._replace(loss=jnp.zeros_like(bank.loss)))
-  return clear, bank.loss, bank.bad_step + 0
+  # Not zeros_like: under jax 0.12 that forgets how `loss` lies on the mesh.
+  clear = bank._replace(loss=jnp.where(True, 0.0, bank.loss))
+  return state._replace(bank=clear), bank.loss, bank.bad_step + 0
 
 
 @jax.jit

@@ -127,7 +127,7 @@ def fit(
   state, done = run_lib.start(run), Progress()
   if resume and checkpoints and (saved := checkpoints.restore(state)):
     state, done = saved[0], progress.from_json(saved[1])
-  note = progress.Recorder(done, log)
+  note = progress.Recorder(done, log, len(stream.tasks))
   meter = tqdm.tqdm(
     total=run.phases[-1].steps.stop,
     initial=done.step,
