@@ -27,7 +27,7 @@ class UserError(Exception):
   """A mistake in what the user asked for; its text is all they need."""
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], *, config: bool = False) -> None:
   """Runs a program; a user's mistake ends in one line and status 2.
 
   A run that diverged ends in one line and status 1. What nobody foresaw
@@ -35,7 +35,10 @@ def run(main: Callable[[], None]) -> None:
   """
   logging.set_verbosity(logging.ERROR)
   try:
-    app.run(lambda argv: _guarded(main), flags_parser=_parse)
+    app.run(
+      lambda argv: _guarded(main),
+      flags_parser=lambda argv: _parse(argv, config),
+    )
   except KeyboardInterrupt:
     _fail("interrupted", 130)
 
@@ -125,9 +128,10 @@ def override(field: str, value: Any) -> str:
   return f"--config.{field}={shlex.quote(str(value))}"
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], config: bool) -> list[str]:
   try:
-    define_config()
+    if config:
+      define_config()
     if any(word in HELP for word in argv[1:]):
       print(_help())
       sys.exit(0)

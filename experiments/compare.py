@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import build, cli, suites, train
+from experiments import build, cli, suites, train, workdir
 from mhil import config as config_lib
 from mhil import sharding
 
@@ -79,10 +79,12 @@ def configure(row: suites.Row, seed: int) -> config_lib.Config:
 def finish(config: config_lib.Config, folder: pathlib.Path) -> dict[str, Any]:
   """The numbers of a run, which is started or resumed if need be."""
   path = folder / "metrics.json"
-  if not path.exists():
-    begun = (folder / "config.json").exists()
-    if train.train(config, folder, resume=begun) is None:
-      raise cli.UserError("stopped by a signal; the same command goes on")
+  begun = (folder / "config.json").exists()
+  if begun:
+    workdir.check_same(folder, config, folder / "config.json")
+  there = begun and path.exists()
+  if not there and train.train(config, folder, resume=begun) is None:
+    raise cli.UserError("stopped by a signal; the same command goes on")
   return json.loads(path.read_text())
 
 
@@ -143,7 +145,8 @@ def _about(run: dict[str, Any]) -> list[str]:
     f"First row: {memory['exemplars']} exemplars in all, {memory['bytes']:,} "
     f"bytes ({memory['protocol']}); {run['parameters']['total']:,} parameters. "
     "Test accuracy in %, mean and standard deviation over seeds; a seed moves "
-    "the class order too. Seconds are of training only, on a shared machine.",
+    "the class order too. Seconds are of training, choosing exemplars and "
+    "tests, without compilation, on a shared machine.",
   ]
 
 

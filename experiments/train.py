@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags
 
 from experiments import build, cli, workdir
-from mhil import checkpoint, trainer
+from mhil import checkpoint, data, trainer
 from mhil import config as config_lib
 
 _WORKDIR = flags.DEFINE_string(
@@ -66,7 +66,8 @@ def train(
   workdir.enable_compilation_cache()
   with cli.checking():
     parts = build.parts(config)
-  workdir.claim(folder, config, resume)
+  fingerprint = data.fingerprint(parts.dataset)
+  workdir.claim(folder, config, resume, fingerprint)
   with (
     checkpoint.Checkpoints(
       folder / "checkpoints",
@@ -95,6 +96,7 @@ def train(
   numbers = result.metrics | {
     "order_seed": config.stream.order_seed,
     "class_order": list(parts.stream.order),
+    "data_sha256": fingerprint,
   }
   workdir.write(folder, numbers, result.progress, parts.stream.sizes)
   return numbers
@@ -144,4 +146,4 @@ def _resume_command(folder: pathlib.Path) -> str:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  cli.run(main, config=True)

@@ -15,6 +15,7 @@ from mhil import metrics, plots
 from mhil.progress import Progress
 
 MATRIX = "accuracy_matrix"
+DATA = "data.sha256"
 
 
 def enable_compilation_cache() -> None:
@@ -27,7 +28,10 @@ def enable_compilation_cache() -> None:
 
 
 def claim(
-  folder: pathlib.Path, config: config_lib.Config, resume: bool
+  folder: pathlib.Path,
+  config: config_lib.Config,
+  resume: bool,
+  fingerprint: str,
 ) -> None:
   """Makes the folder this run's own.
 
@@ -37,7 +41,8 @@ def claim(
   path = folder / "config.json"
   try:
     if path.exists():
-      _check_same(folder, config, path, resume)
+      check_same(folder, config, path, resume)
+      check_data(folder, fingerprint)
     elif resume:
       raise cli.UserError(
         f"--resume: --workdir={folder} holds no run; start one without --resume"
@@ -48,6 +53,7 @@ def claim(
         "of what; name another folder"
       )
     folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / DATA, fingerprint + "\n")
     _replace(path, config_lib.to_json(config))
   except OSError as error:
     raise cli.UserError(
@@ -56,7 +62,13 @@ def claim(
     ) from None
 
 
-def _check_same(folder, config, path, resume) -> None:
+def check_same(
+  folder: pathlib.Path,
+  config: config_lib.Config,
+  path: pathlib.Path,
+  resume: bool = True,
+) -> None:
+  """Raises `UserError` unless a folder's run has this configuration."""
   if not resume:
     raise cli.UserError(
       f"--workdir={folder} holds a run already; add --resume to go on with "
@@ -86,6 +98,16 @@ def _replace(path: pathlib.Path, text: str) -> None:
   draft = path.with_name(f".{path.name}.draft")
   draft.write_text(text)
   draft.rename(path)
+
+
+def check_data(folder: pathlib.Path, fingerprint: str) -> None:
+  """Raises `UserError` if the data are not those that the run began with."""
+  path = folder / DATA
+  if not path.exists() or path.read_text().strip() != fingerprint:
+    raise cli.UserError(
+      f"--workdir={folder} began with other data ({path} differs from "
+      f"{fingerprint[:12]}..); bring them back, or name another folder"
+    )
 
 
 class Events:
@@ -121,10 +143,9 @@ def write(
   )
   metrics.write_csv(table, folder / f"{MATRIX}.csv")
   plots.accuracy_matrix(table, folder / f"{MATRIX}.png", "Accuracy")
-  # Rows of another mesh may hold more closed heads at their end.
-  rows = [row[: len(sizes) + 1] for row in done.history]
   history = np.array(
-    [[np.nan if x is None else x for x in row] for row in rows], np.float64
+    [[np.nan if x is None else x for x in row] for row in done.history],
+    np.float64,
   )
   plots.curves(
     {"step": history[:, 0], "loss": history[:, 1:]},

@@ -5,6 +5,7 @@ overrides a field. Library functions take plain arguments, never a config.
 """
 
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -53,9 +54,9 @@ class Stream:
 class Network:
   """The branch of one head.
 
-  `mlp` (`widths`: hidden units), `convnet` (`widths`: features), or
-  `resnet20`, `resnet32`, `resnet110`, `resnet18` (their own widths). `dtype`
-  is that of the computation; parameters stay float32.
+  `mlp` (`widths`: hidden units), `convnet` (`widths`: features), `resnet20`,
+  `resnet32`, `resnet110`, `resnet18` (their own widths). `dtype` is that of
+  the computation; parameters stay float32.
   """
 
   name: str = "mlp"
@@ -158,15 +159,9 @@ class Config:
   checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
 
 
+RESNETS = ("resnet20", "resnet32", "resnet110", "resnet18")
 CHOICES = {
-  "network.name": (
-    "mlp",
-    "convnet",
-    "resnet20",
-    "resnet32",
-    "resnet110",
-    "resnet18",
-  ),
+  "network.name": ("mlp", "convnet", *RESNETS),
   "network.dtype": ("float32", "bfloat16"),
   "network.norm": ("none", "batch", "group"),
   "loss.name": ("dce", "distributed_ce", "ce"),
@@ -236,16 +231,21 @@ def validate(config: Config) -> None:
       limit = f" to {most}" if most < INF else " or more"
       out = f"{field}={flat[field]} is out of range"
       raise ValueError(f"{out}; use {least}{limit}")
-  if config.train.batch % config.mesh.data:
+  for field in ("mesh.stage", "mesh.subnet"):
+    if flat[field] > 1:
+      raise ValueError(
+        f"{field}={flat[field]} would do the same work several times, since "
+        f"nothing is cut along it yet; use {field}=1"
+      )
+  if config.optimizer.schedule == "steps" and not config.optimizer.milestones:
     raise ValueError(
-      f"train.batch={config.train.batch} does not divide by mesh.data="
-      f"{config.mesh.data}; use train.batch="
-      f"{-(-config.train.batch // config.mesh.data) * config.mesh.data}"
+      "optimizer.milestones=() makes optimizer.schedule=steps constant; name "
+      "epochs such as (100, 120), or use optimizer.schedule=constant"
     )
-  if config.train.replay >= config.train.batch:
+  if config.network.name in RESNETS and config.network.norm == "none":
     raise ValueError(
-      f"train.replay={config.train.replay} leaves no room for new samples in "
-      f"train.batch={config.train.batch}; use {config.train.batch // 2}"
+      f"network.norm=none leaves network.name={config.network.name} without "
+      "normalisation; use network.norm=batch or network.norm=group"
     )
   if not config.network.widths or min(config.network.widths) < 1:
     raise ValueError(
@@ -292,9 +292,7 @@ def _check_type(field: str, value: Any, default: Any) -> None:
 def assign(config: Config, field: str, value: Any) -> None:
   """Sets `group.field`, or a field without a group."""
   *groups, name = field.split(".")
-  holder: Any = config
-  for group in groups:
-    holder = getattr(holder, group)
+  holder: Any = functools.reduce(getattr, groups, config)
   if not hasattr(holder, name):
     raise ValueError(f"{field}={value!r} is not a field of the configuration")
   setattr(holder, name, value)

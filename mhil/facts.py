@@ -27,7 +27,7 @@ def of_run(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
     "params_sha256": params_sha256(state.bank.params, open_heads),
     "parameters": {"total": of_head * open_heads, "per_head": of_head},
     "memory": exemplars(run),
-    "compiles": {"train_step": 1, "evaluate": 1},
+    "compiles": dict(zip(("train_step", "evaluate"), run.compiles)),
     "collectives": [c._asdict() for c in run.traffic],
     "step_bytes_per_device": {
       "temporary": usage.temp_size_in_bytes,

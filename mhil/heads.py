@@ -17,7 +17,7 @@ has one head a node. Here head `i` is entry `divmod(i, h)` of arrays
 device, in order when flattened, so that a bank moves to another mesh by a
 reshape. The loop's bound is dynamic: one compiled program serves any number
 of open heads, a closed head costs nothing, and temporary memory is that of
-one head. This is legal because D-CE is separable.
+one head, its state included. This is legal because D-CE is separable.
 """
 
 from collections.abc import Callable

@@ -22,6 +22,7 @@ Rows = Integer[np.ndarray, "_"]
 Kept = dict[int, Rows]
 
 PROTOCOLS = ("total", "floor", "per_class")
+SELECTIONS = ("random", "herding", "reservoir")
 
 
 def balanced(
@@ -102,8 +103,10 @@ def rows(kept: Mapping[int, Rows]) -> Rows:
 
 def random_order(labels: Rows, c: int, seed: int) -> Rows:
   """Rows of class `c` in an order that (seed, class) fixes."""
-  order = np.random.Generator(np.random.Philox([seed, 1_000_003 + int(c)]))
-  return order.permutation(np.flatnonzero(labels == c).astype(np.int32))
+  rows = np.flatnonzero(labels == c).astype(np.int32)
+  # Numpy promises the raw stream of Philox for ever, a permutation's not.
+  draws = np.random.Philox([seed, 1_000_003 + int(c)]).random_raw(len(rows))
+  return rows[np.argsort(draws, kind="stable")]
 
 
 def herding(features: Float[np.ndarray, "n d"], rows: Rows, count: int) -> Rows:

@@ -197,7 +197,7 @@ def convnet(
   """
   if min(shape[:2]) >> len(widths) == 0:
     raise ValueError(
-      f"widths={tuple(widths)} halves an image of shape={tuple(shape)} "
+      f"network.widths={tuple(widths)} halves an image of shape={tuple(shape)} "
       "to nothing; use fewer widths"
     )
   numerics = Numerics(norm, dtype, axis)

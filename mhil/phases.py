@@ -128,7 +128,8 @@ def predictor(run: run_lib.Run, state: programs.State, t: int):
   scores = jax.jit(
     programs.class_scores(run.mesh, run.dataset, run.objective, run.loss)
   )
-  class_of = np.zeros((len(run.stream.tasks), run.stream.head_width), np.int32)
+  # -1 in padded columns, which never win.
+  class_of = np.full((len(run.stream.tasks), run.stream.head_width), -1)
   for c in range(run.dataset.classes):
     class_of[run.stream.head_of[c], run.stream.column_of[c]] = c
 

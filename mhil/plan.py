@@ -80,7 +80,10 @@ def epoch(
   seed: int,
   index: int,
 ) -> Int[np.ndarray, "k b"]:
-  """The batches of one pass, `[steps, batch]` row numbers; -1 for none.
+  """The batches of one pass: row numbers `[steps, batch]`.
+
+  Where the rows run out, a row of the same pass fills the gap, written `~row`:
+  its weight is zero, but batch statistics must not see a stranger.
 
   Args:
     phase: which.
@@ -88,6 +91,13 @@ def epoch(
     kept: rows in the memory; with a balanced phase, of its new classes too.
     index: which pass of the phase.
   """
+  order = _order(phase, stream, labels, recipe, kept, seed, index)
+  gaps = order < 0
+  order[gaps] = ~np.resize(order[~gaps], int(gaps.sum()))
+  return order
+
+
+def _order(phase, stream, labels, recipe, kept, seed, index):
   key = {"seed": seed, "task": phase.task}
   if phase.balanced:
     # Counted on from the task's first phase, so that no shuffle comes twice.

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mhil import data as data_lib
 from mhil import (
+  compiling,
   heads,
   losses,
+  memory,
   objectives,
   phases,
   plan,
@@ -16,6 +17,7 @@ from mhil import (
   sharding,
   streams,
 )
+from mhil import data as data_lib
 from mhil.recipe import Recipe
 from mhil.run import Run, scalar, start
 
@@ -59,6 +61,7 @@ def build(
     jax.jit(heads.each(recipe.optimizer.init, mesh)),
     jax.jit(programs.head_features(mesh, dataset, objective)),
     [],
+    (0, 0),
   )
   feed = phases.open_phase(run, run.phases[0], phases.NOTHING)
   state = start(run)
@@ -72,18 +75,26 @@ def build(
     recipe.train_heads,
   )
   tally = programs.evaluate(
-    programs.class_scores(mesh, dataset, objective, loss), recipe.test_batch
+    programs.class_scores(mesh, dataset, objective, loss),
+    test_batch(mesh, recipe),
   )
-  compiled = (
-    jax.jit(step, donate_argnums=0)
-    .lower(state, phases.batches(run, feed, 0), feed.task, run.train_set)
-    .compile()
+  lowered = jax.jit(step, donate_argnums=0).lower(
+    state, phases.batches(run, feed, 0), feed.task, run.train_set
   )
+  before = compiling.count()
+  compiled = lowered.compile()
+  between = compiling.count()
+  tallying = jax.jit(tally).lower(
+    state.bank, feed.task, run.test_set, scalar(0, mesh)
+  )
+  tested = tallying.compile()
+  after = compiling.count()
   return run._replace(
     step=compiled,
-    tally=jax.jit(tally)
-    .lower(state.bank, feed.task, run.test_set, scalar(0, mesh))
-    .compile(),
+    tally=tested,
+    # Now, for a resumed run needs it first in the middle of the stream.
+    reset=run.reset.lower(state.bank.params).compile(),
+    compiles=(between - before, after - between),
     traffic=sharding.collectives(compiled, mesh),
   )
 
@@ -96,26 +107,61 @@ def check(
 ) -> None:
   """Raises ValueError for parts that do not fit together."""
   data = mesh.shape["data"]
-  for name, size in ("batch", recipe.batch), ("test_batch", recipe.test_batch):
-    if size < 1 or size % data:
-      raise ValueError(
-        f"train.{name}={size} does not divide by the mesh's data axis of "
-        f"{data}; use {max(1, round(size / data)) * data}"
-      )
+  if recipe.batch < 1 or recipe.batch % data:
+    raise ValueError(
+      f"train.batch={recipe.batch} does not divide by the mesh's data axis of "
+      f"{data}; use {max(1, round(recipe.batch / data)) * data}"
+    )
   if sorted(stream.order) != list(range(dataset.classes)):
     raise ValueError(
       f"stream has {len(stream.order)} classes, data set {dataset.name} has "
       f"{dataset.classes}; build the stream for {dataset.classes} classes"
     )
-  if recipe.train_heads not in heads.TRAIN_HEADS:
+  _check_tested(stream, dataset)
+  for field, value, known in (
+    ("train.train_heads", recipe.train_heads, heads.TRAIN_HEADS),
+    ("memory.selection", recipe.selection, memory.SELECTIONS),
+    ("memory.protocol", recipe.protocol, memory.PROTOCOLS),
+  ):
+    if value not in known:
+      raise ValueError(
+        f"{field}={value!r} is not known; use one of {', '.join(known)}"
+      )
+  if not 0 <= recipe.replay < recipe.batch:
     raise ValueError(
-      f"train.train_heads={recipe.train_heads!r} is not known; use one of "
-      + ", ".join(heads.TRAIN_HEADS)
+      f"train.replay={recipe.replay} leaves no room for new samples in "
+      f"train.batch={recipe.batch}; use {recipe.batch // 2}"
+    )
+  if recipe.from_scratch and recipe.train_heads != "all":
+    raise ValueError(
+      f"train.train_heads={recipe.train_heads} would never train the old heads "
+      "that train.from_scratch=true draws anew; use train.train_heads=all"
+    )
+  if recipe.balanced_epochs and recipe.memory == 0:
+    raise ValueError(
+      f"train.balanced_epochs={recipe.balanced_epochs} has no exemplars to "
+      "train on with memory.size=0; use train.balanced_epochs=0"
     )
   for name in ("epochs", "log_every"):
     if getattr(recipe, name) < 1:
       raise ValueError(
         f"train.{name}={getattr(recipe, name)} trains nothing; use 1 or more"
+      )
+
+
+def test_batch(mesh: Mesh, recipe: Recipe) -> int:
+  """Samples of an evaluation step; a multiple of the `data` axis."""
+  data = mesh.shape["data"]
+  return -(-recipe.test_batch // data) * data
+
+
+def _check_tested(stream: streams.Stream, dataset: data_lib.Dataset) -> None:
+  there = np.bincount(dataset.test_labels, minlength=dataset.classes)
+  for t, classes in enumerate(stream.tasks):
+    if not there[list(classes)].sum():
+      raise ValueError(
+        f"data.name={dataset.name} has no test image of classes {classes}, all "
+        f"of task {t}; add some, or join tasks by stream.sizes"
       )
 
 

@@ -54,7 +54,7 @@ class Epoch(NamedTuple):
   """The batches of one pass.
 
   Attributes:
-    order: `[k, b]` row numbers of each step; -1 for none.
+    order: `[steps, b]` row numbers; `~row` for a row of weight zero.
     first_step: `[]` global step of row 0.
   """
 
@@ -88,7 +88,7 @@ def train_step(
     key = jax.random.fold_in(samples.key, state.step)
     images_key, heads_key = jax.random.split(key)
     position = lax.axis_index("data") * rows.size + jnp.arange(rows.size)
-    taken = jnp.maximum(rows, 0)
+    taken = jnp.where(rows < 0, ~rows, rows)
     images = augment.prepare(
       samples.images[taken],
       images_key,

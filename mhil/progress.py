@@ -55,13 +55,17 @@ class Recorder:
     self.step = done.step
     self._done, self._log, self._heads = done, log, heads
     self._pending: tuple | None = None
+    self._compiled: int | None = None
+    self.compiled_later = 0
     self._logged = done.logged
     self._clock = time.perf_counter()
 
   def begin(self, t: int) -> None:
     """Starts the clock of task `t`."""
-    self._clock = time.perf_counter()
-    if len(self._done.seconds) <= t:
+    if len(self._done.seconds) > t:
+      self._stop_clock()
+    else:
+      self._clock = time.perf_counter()
       self._done = self._done._replace(seconds=(*self._done.seconds, 0.0))
 
   def push(self, loss, bad_step, training: tuple[int, ...]) -> None:
@@ -85,6 +89,12 @@ class Recorder:
       history=(*self._done.history, (step, *row))
     )
     self._log(step, {f"loss/head_{i}": row[i] for i in training})
+
+  def compiled(self, count: int) -> None:
+    """Takes the number of compiled programs after each task."""
+    if self._compiled is None:
+      self._compiled = count
+    self.compiled_later = count - self._compiled
 
   def check_finite(self, finite) -> None:
     """Raises `NotFinite` for a head `[l, h]` whose parameters are not."""

@@ -24,8 +24,9 @@ class Run(NamedTuple):
     step: compiled `(state, epoch, task, samples) -> state`.
     tally: compiled `(bank, task, samples, seen) -> metrics.Tally`.
     fresh: jitted `key -> Bank`.
-    reset: jitted `parameters -> optimiser states`, for every head.
+    reset: compiled `parameters -> optimiser states`, for every head.
     features: jitted `(bank, head, images) -> [h, b, f]`.
+    compiles: how often XLA compiled `step` and `tally`.
     traffic: the collectives of `step`, read from its optimised program.
   """
 
@@ -45,6 +46,7 @@ class Run(NamedTuple):
   reset: Any
   features: Any
   traffic: list[sharding.Collective]
+  compiles: tuple[int, int]
 
   def last_phase(self, t: int) -> plan.Phase:
     """The phase that ends task `t`."""
@@ -63,7 +65,9 @@ class Run(NamedTuple):
 
 def start(run: Run, generation: int = 0) -> programs.State:
   """The state before the first step; `generation` draws other parameters."""
-  key = jax.random.fold_in(jax.random.key(run.seed), generation)
+  # Apart from the keys of steps, which are counted up from 0.
+  key = jax.random.fold_in(jax.random.key(run.seed), 2**32 - 1)
+  key = jax.random.fold_in(key, generation)
   bank = run.fresh(sharding.replicated(key, run.mesh))
   return programs.State(scalar(0, run.mesh), bank)
 
@@ -91,8 +95,11 @@ def read(state: programs.State):
 
 
 @jax.jit
-def finite(params):
-  """`[l, h]` True for heads all of whose parameters are finite."""
+def finite(bank: programs.bank_lib.Bank):
+  """`[l, h]` True for heads in whose state every number is finite."""
+  params = [
+    x for x in jax.tree.leaves(bank) if jnp.issubdtype(x.dtype, jnp.inexact)
+  ]
   return jax.tree.reduce(
     jnp.logical_and,
     jax.tree.map(

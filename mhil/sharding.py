@@ -61,7 +61,7 @@ def _too_few(sizes: dict[str, int], found: list[jax.Device]) -> str:
   wanted = math.prod(sizes.values())
   asked = " x ".join(f"mesh.{a}={n}" for a, n in sizes.items() if n > 1)
   platform = found[0].platform if found else "usable"
-  fix = f"have {wanted} devices"
+  fix = "simulate devices with JAX_PLATFORMS=cpu"
   if platform == "cpu":
     fix = f"set XLA_FLAGS=--xla_force_host_platform_device_count={wanted}"
   return (

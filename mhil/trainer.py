@@ -12,8 +12,8 @@ import numpy as np
 import tqdm
 from jax.sharding import Mesh
 
-from mhil import data as data_lib
 from mhil import (
+  compiling,
   facts,
   losses,
   memory,
@@ -24,6 +24,7 @@ from mhil import (
   progress,
   streams,
 )
+from mhil import data as data_lib
 from mhil import run as run_lib
 from mhil.progress import Progress
 from mhil.recipe import Recipe
@@ -140,7 +141,7 @@ def fit(
     # Only sound states are saved, so a save is always the last good one.
     note.flush()
     note.check(state.bank.bad_step)
-    note.check_finite(run_lib.finite(state.bank.params))
+    note.check_finite(run_lib.finite(state.bank))
     assert checkpoints is not None
     checkpoints.save(note.step, state, progress.to_json(note.progress()))
 
@@ -191,6 +192,7 @@ def fit(
       note.end(phases.evaluate(run, state, feed))
       if checkpoints:
         save()
+      note.compiled(compiling.count())
       if stop() and t + 1 < len(stream.tasks):
         return _result(run, state, note, finished=False)
   except progress.NotFinite as error:
@@ -210,5 +212,6 @@ def _result(run, state, note, finished) -> Result:
   done = note.progress()
   last = max(len(done.tallies) - 1, 0)
   numbers = progress.measured(done) | facts.of_run(run, state)
+  numbers["compiles"]["after_first_task"] = note.compiled_later
   predict = phases.predictor(run, state, last)
   return Result(state, done, numbers, finished, predict)

@@ -28,6 +28,7 @@ PAPER = {
 ENGINE = {
   "augment",
   "bank",
+  "compiling",
   "data",
   "facts",
   "heads",
@@ -53,6 +54,7 @@ LAW = {
   "augment": set(),
   "bank": {"sharding"},
   "checkpoint": set(),
+  "compiling": set(),
   "config": set(),
   "convolution": {"manual"},
   "data": {"sharding", "sources"},

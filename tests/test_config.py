@@ -78,14 +78,6 @@ def test_every_number_has_a_range():
   assert numbers == config_lib.RANGE.keys()
 
 
-def test_a_batch_that_does_not_divide_names_one_that_does():
-  config = changed("mesh.data", 3)
-  with pytest.raises(ValueError, match=r"train\.batch=32 .*mesh\.data=3.*=33"):
-    config_lib.validate(config)
-  config.train.batch = 33
-  config_lib.validate(config)
-
-
 @pytest.mark.parametrize("widths", [(), (0,), (8, -1)])
 def test_a_network_has_positive_widths(widths):
   assert "(64,)" in refused("network.widths", widths)

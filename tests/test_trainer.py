@@ -38,6 +38,14 @@ class TestNumbers:
     assert np.isnan(table[np.triu_indices(3, 1)]).all()
     assert not np.isnan(table[np.tril_indices(3)]).any()
 
+  def test_compiles_are_counted_not_assumed(self, whole):
+    compiles = {"train_step": 1, "evaluate": 1, "after_first_task": 0}
+    assert whole.metrics["compiles"] == compiles
+    note = progress.Recorder(progress.Progress(), print, 1)
+    for count in (5, 5, 8):
+      note.compiled(count)
+    assert note.compiled_later == 3
+
   def test_accuracy_is_that_of_predict(self, whole):
     data = tiny.dataset()
     hit = whole.predict(data.test_images) == data.test_labels
@@ -137,6 +145,64 @@ class TestResume:
     text = json.dumps(progress.to_json(whole.progress))
     back = progress.from_json(json.loads(text))
     assert progress.measured(back) == progress.measured(whole.progress)
+
+
+class TestRecipes:
+  """Phases whose rows depend on what was learnt before."""
+
+  RECIPES = (
+    tiny.RECIPE._replace(
+      selection="herding", balanced_epochs=2, replay=3, protocol="per_class",
+      memory=3,
+    ),
+    tiny.RECIPE._replace(selection="reservoir", balanced_epochs=1),
+  )  # fmt: skip
+
+  @pytest.mark.parametrize("recipe", RECIPES, ids=["herding", "reservoir"])
+  @pytest.mark.parametrize("after", [9, 17, 20])
+  def test_resume_inside_any_phase(self, tmp_path, recipe, after):
+    want = train(recipe)
+    with checkpoint.Checkpoints(tmp_path, every=2) as saves:
+      part = train(recipe, checkpoints=saves, stop=stop_after(after))
+    assert not part.finished
+    with checkpoint.Checkpoints(tmp_path, every=2) as saves:
+      rest = train(recipe, checkpoints=saves, resume=True)
+    assert numbers(rest) == numbers(want)
+
+  def test_replay_fills_its_share_of_every_batch(self):
+    run = tiny.build(recipe=self.RECIPES[0])
+    feed = tiny.feed(run, 2)
+    order = np.asarray(phases.batches(run, feed, 0).order)
+    order = order[: feed.phase.per_epoch]
+    labels = run.dataset.train_labels
+    rows = np.where(order < 0, ~order, order)
+    old = ~np.isin(labels[rows], run.stream.tasks[2])
+    assert (old[:, -3:]).all() and not old[:, :-3].any()
+    assert set(rows[:, -3:].ravel()) <= set(feed.kept.tolist())
+
+  def test_balanced_pass_sees_exemplars_alone(self):
+    run = tiny.build(recipe=self.RECIPES[0])
+    phase = run.last_phase(1)
+    assert phase.balanced
+    kept = tiny.kept(run, 2)
+    feed = phases.open_phase(run, phase, kept)
+    order = np.asarray(phases.batches(run, feed, 0).order)[: phase.per_epoch]
+    rows = order[order >= 0]
+    assert sorted(rows.tolist()) == sorted(kept.tolist())
+    counts = np.bincount(run.dataset.train_labels[rows], minlength=6)
+    assert set(counts[list(run.stream.seen(1))]) == {3}
+
+  def test_padding_of_a_pass_is_of_the_pass(self):
+    """Batch statistics of the last batch must not see another class."""
+    run = tiny.build(recipe=tiny.RECIPE._replace(batch=32))
+    feed = tiny.feed(run, 1)
+    order = np.asarray(phases.batches(run, feed, 0).order)
+    order = order[: feed.phase.per_epoch]
+    assert (order < 0).any(), "the last batch must have gaps"
+    rows = np.where(order < 0, ~order, order)
+    seen = np.isin(run.dataset.train_labels[rows], run.stream.seen(1))
+    assert seen.all()
+    assert 0 not in run.stream.seen(1), "row 0 is the row that must not leak"
 
 
 class TestDivergence:
