@@ -109,8 +109,8 @@ def check(
   data = mesh.shape["data"]
   if recipe.batch < 1 or recipe.batch % data:
     raise ValueError(
-      f"train.batch={recipe.batch} does not divide by the mesh's data axis of "
-      f"{data}; use {max(1, round(recipe.batch / data)) * data}"
+      f"train.batch={recipe.batch} does not divide by mesh.data={data}; use "
+      f"{max(1, round(recipe.batch / data)) * data}"
     )
   if sorted(stream.order) != list(range(dataset.classes)):
     raise ValueError(

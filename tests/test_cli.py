@@ -61,10 +61,11 @@ VALUES = [
   ("seed", "99999999999999999999999", "4294967295"),
   ("seed", "first", "a whole number"),
   ("mesh.data", "0", "use 1"),
-  ("mesh.data", "3", "mesh.data=3; use train.batch=9"),
+  ("mesh.data", "3", "does not divide", "use 9"),
   ("mesh.head", "6", "5 tasks", "mesh.head=5"),
   ("mesh.head", "-1", "use 1"),
-  ("mesh.stage", "400", "2000 devices", "256", "smaller axis"),
+  ("mesh.stage", "400", "nothing is cut along it", "mesh.stage=1"),
+  ("mesh.data", "400", "2000 devices", "256", "smaller axis"),
   ("data.name", "digit", "did you mean digits"),
   ("data.name", "", "use digits, arrays:FOLDER or tfds:NAME"),
   ("data.name", "arrays:no/such/folder", "no such folder", "make it"),
@@ -380,7 +381,7 @@ from mhil import config
 def main():
   flat = config.flatten(config.to_dict(flags.FLAGS.config))
   print(repr(flat["{field}"]))
-cli.run(main)
+cli.run(main, config=True)
 """
 
 
@@ -418,7 +419,7 @@ def bug(*_, **__):
 {module}.{name} = bug
 import sys
 sys.argv[0] = "train"
-cli.run(train.main)
+cli.run(train.main, config=True)
 """
 
 
@@ -450,10 +451,16 @@ def test_config_json_is_whole_or_absent(tmp_path, data, monkeypatch):
   real = pathlib.Path.rename
 
   def rename(self, target):
-    seen.append((json.loads(self.read_text()), target.exists()))
+    seen.append((target.name, self.read_text(), target.exists()))
     return real(self, target)
 
   monkeypatch.setattr(pathlib.Path, "rename", rename)
-  workdir.claim(tmp_path / "run", config_lib.Config(), False)
-  assert seen == [(json.loads(config_lib.to_json(config_lib.Config())), False)]
-  assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.json"]
+  workdir.claim(tmp_path / "run", config_lib.Config(), False, "abc")
+  # Last, for a folder with a configuration is a run that can be resumed.
+  text = config_lib.to_json(config_lib.Config())
+  assert seen == [
+    ("data.sha256", "abc\n", False),
+    ("config.json", text, False),
+  ]
+  left = sorted(p.name for p in (tmp_path / "run").iterdir())
+  assert left == ["config.json", "data.sha256"]

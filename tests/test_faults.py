@@ -97,7 +97,7 @@ def die():
 
 {patch}
 sys.argv[0] = "train"
-cli.run(train.main)
+cli.run(train.main, config=True)
 """
 AT_CALL = """
 calls = iter(range({call}))

@@ -8,7 +8,7 @@ from mhil import memory
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 LABELS = np.arange(40, dtype=np.int32) % 4
-PINNED = [30, 26, 14, 28, 4, 16, 39, 19]
+PINNED = [34, 30, 26, 12, 24, 32, 31, 19]
 
 
 def golden(name):
@@ -153,8 +153,9 @@ class TestHerding:
       return np.linalg.norm(unit[rows].mean(0) - unit.mean(0))
 
     herded = far(memory.herding(x, np.arange(60), 8))
-    drawn = [far(memory.random_order(labels, 0, s)[:8]) for s in range(20)]
-    assert herded < min(drawn)
+    drawn = [far(memory.random_order(labels, 0, s)[:8]) for s in range(200)]
+    # Greedy picks are not the best of all, so a lucky draw may beat them.
+    assert herded < np.quantile(drawn, 0.1)
 
   def test_features_that_are_not_finite(self):
     x = np.ones((3, 2), np.float32)

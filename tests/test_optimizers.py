@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mhil import heads, networks, optimizers
+from mhil import bank, networks, optimizers
 from mhil import run as run_lib
 from tests import tiny
 
@@ -155,9 +155,9 @@ def one_step(data):
   )
   run = tiny.build(data=data, recipe=recipe)
   before = run_lib.start(run)
-  old = [jax.device_get(heads.params_of(before.bank, m)) for m in range(3)]
+  old = [jax.device_get(bank.params_of(before.bank, m)) for m in range(3)]
   after = tiny.steps(run, before, 2, 1)
-  new = [jax.device_get(heads.params_of(after.bank, m)) for m in range(3)]
+  new = [jax.device_get(bank.params_of(after.bank, m)) for m in range(3)]
   return [jax.tree.map(np.subtract, a, b) for a, b in zip(new, old)]
 
 
