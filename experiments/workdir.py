@@ -103,10 +103,14 @@ def _replace(path: pathlib.Path, text: str) -> None:
 def check_data(folder: pathlib.Path, fingerprint: str) -> None:
   """Raises `UserError` if the data are not those that the run began with."""
   path = folder / DATA
-  if not path.exists() or path.read_text().strip() != fingerprint:
+  if not path.exists():
     raise cli.UserError(
-      f"--workdir={folder} began with other data ({path} differs from "
-      f"{fingerprint[:12]}..); bring them back, or name another folder"
+      f"--workdir={folder} has lost {DATA}; restore it, or name another folder"
+    )
+  if (began := path.read_text().strip()) != fingerprint:
+    raise cli.UserError(
+      f"--workdir={folder} began with data {began[:12]}, not "
+      f"{fingerprint[:12]}; bring them back, or name another folder"
     )
 
 

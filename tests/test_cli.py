@@ -1,6 +1,5 @@
 """What a user gets wrong ends in one line, status 2, and no junk."""
 
-import json
 import pathlib
 import re
 import shlex

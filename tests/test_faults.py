@@ -45,7 +45,7 @@ class Place:
     """The whole run's saves in a folder, as if killed before its metrics."""
     shutil.copytree(self.whole, folder)
     for path in folder.iterdir():
-      if path.name not in ("checkpoints", "config.json"):
+      if path.name not in ("checkpoints", "config.json", "data.sha256"):
         path.unlink()
     return folder
 
@@ -205,12 +205,23 @@ def test_killed_at_the_worst_moment_of_a_write(target, place, tmp_path):
 @pytest.mark.slow
 def test_killed_before_the_numbers_are_written(place, tmp_path):
   folder = tmp_path / "run"
-  script = dies("train.workdir._replace", 1)  # The first is config.json.
+  # The first two are data.sha256 and config.json.
+  script = dies("train.workdir._replace", 2)
   assert place.run(folder, script=script).status == -signal.SIGKILL
   assert (folder / "curves.png").exists()
   assert not (folder / "metrics.json").exists()
   assert place.run(folder, "--resume").status == 0
   same(place, folder)
+
+
+def test_other_data_are_noticed(place, tmp_path):
+  folder = place.copy(tmp_path / "run")
+  (folder / "data.sha256").write_text("0" * 64 + "\n")
+  done = place.run(folder, "--resume")
+  assert done.status == 2 and "began with data 000000000000" in done.err
+  (folder / "data.sha256").unlink()
+  done = place.run(folder, "--resume")
+  assert done.status == 2 and "has lost data.sha256" in done.err
 
 
 def largest(folder):
