@@ -48,6 +48,7 @@ def parts(config: config_lib.Config) -> Parts:
     image_key=config.data.image,
     label_key=config.data.label,
     limit=config.data.limit or None,
+    stream=config.data.streamed,
   )
   stream = make_stream(config.stream, dataset.classes)
   mesh = make_mesh(config.mesh, len(stream.tasks))
@@ -154,5 +155,6 @@ def make_recipe(config: config_lib.Config) -> Recipe:
     balanced_epochs=t.balanced_epochs,
     balanced_rate=optimizers.constant(float(t.balanced_rate)),
     from_scratch=t.from_scratch,
+    streamed=config.data.streamed,
     log_every=t.log_every,
   )

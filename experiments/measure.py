@@ -15,7 +15,7 @@ import jax
 import jax.monitoring
 import numpy as np
 
-from mhil import memory, phases, sharding
+from mhil import inputs, memory, phases, sharding
 from mhil import run as run_lib
 
 
@@ -62,13 +62,13 @@ class Stepper:
     self._feed = phases.open_phase(run, phase, memory.rows(kept))
     first = np.int32(phase.steps.start)
     self._state = state._replace(step=sharding.replicated(first, run.mesh))
-    self._done, self._epoch = 0, phases.batches(run, self._feed, 0)
+    self._done, self._epoch = 0, inputs.batches(run, self._feed, 0)
 
   def __call__(self) -> None:
     """Takes one step and waits for it."""
     epoch, i = divmod(self._done, self._feed.phase.per_epoch)
     if i == 0:
-      self._epoch = phases.batches(self.run, self._feed, epoch)
+      self._epoch = inputs.batches(self.run, self._feed, epoch)
     self._done += 1
     self._state = self.run.step(
       self._state, self._epoch, self._feed.task, self.run.train_set

@@ -25,7 +25,8 @@ class Data:
   """`digits`, `arrays:FOLDER` or `tfds:NAME`, prepared in `folder`.
 
   `image` and `label` name the features of a TFDS set; `limit` keeps so many
-  images of each class in each split, 0 all.
+  images of each class in each split, 0 all. `streamed`: images are read as
+  they are needed, for a set that the memory of a device does not hold.
   """
 
   name: str = "digits"
@@ -33,6 +34,7 @@ class Data:
   image: str = "image"
   label: str = "label"
   limit: int = 0
+  streamed: bool = False
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)

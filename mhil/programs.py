@@ -1,9 +1,10 @@
 """The compiled programs of a run: one training step, one evaluation.
 
-Data that fit live on the devices as they are stored (uint8); a step gathers,
-augments and normalises its own samples. Nothing goes to or comes from the
-host in a step, and nothing about a task is static, so each program compiles
-once for a whole stream.
+Data that fit live on the devices as they are stored (uint8), and a step
+gathers its own samples; streamed data arrive batch by batch. A step augments
+and normalises. Nothing else goes to or comes from the host in a step, and
+nothing about a task is static, so each program compiles once for a whole
+stream.
 """
 
 from collections.abc import Callable
@@ -38,16 +39,17 @@ class Samples(NamedTuple):
   """A data set on the devices, whole on each of them.
 
   Attributes:
-    images: `[n, ...]` as stored.
+    images: `[n, ...]` as stored; of a streamed set, those of one batch
+      `[b, ...]`, cut over `data`.
     owners: `[n]` head of each sample's class.
     columns: `[n]` column of each sample's class in its head.
     key: the run's root key.
   """
 
-  images: jax.Array
-  owners: jax.Array
-  columns: jax.Array
-  key: jax.Array
+  images: Any
+  owners: Any
+  columns: Any
+  key: Any
 
 
 class Epoch(NamedTuple):
@@ -62,6 +64,7 @@ class Epoch(NamedTuple):
   first_step: Any
 
 
+SAMPLES_SPEC = Samples(P(), P(), P(), P())
 EPOCH_SPEC = Epoch(P(None, "data"), P())
 STATE_SPEC = State(P(), bank_lib.SPEC)
 
@@ -80,8 +83,12 @@ def train_step(
   optimizer: optax.GradientTransformation,
   rate: Callable[..., jax.Array],
   train_heads: str,
+  streamed: bool = False,
 ) -> Callable[..., State]:
-  """`(state, epoch, task, samples) -> state`; to be jitted."""
+  """`(state, epoch, task, samples) -> state`; to be jitted.
+
+  With `streamed`, the images of `samples` are this step's batch.
+  """
 
   def local(state, epoch, task, samples):
     rows = epoch.order[state.step - epoch.first_step]
@@ -90,7 +97,7 @@ def train_step(
     position = lax.axis_index("data") * rows.size + jnp.arange(rows.size)
     taken = jnp.where(rows < 0, ~rows, rows)
     images = augment.prepare(
-      samples.images[taken],
+      samples.images if streamed else samples.images[taken],
       images_key,
       position,
       **pixels(dataset),
@@ -114,10 +121,12 @@ def train_step(
     )
     return State(state.step + 1, bank)
 
+  cut = P("data") if streamed else P()
+  samples = SAMPLES_SPEC._replace(images=cut)
   return jax.shard_map(
     local,
     mesh=mesh,
-    in_specs=(STATE_SPEC, EPOCH_SPEC, bank_lib.TASK_SPEC, P()),
+    in_specs=(STATE_SPEC, EPOCH_SPEC, bank_lib.TASK_SPEC, samples),
     out_specs=STATE_SPEC,
   )
 

@@ -7,7 +7,6 @@ It knows no method: how a branch learns (`objective`) and what a head pays
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 import tqdm
 from jax.sharding import Mesh
@@ -15,6 +14,7 @@ from jax.sharding import Mesh
 from mhil import (
   compiling,
   facts,
+  inputs,
   losses,
   memory,
   objectives,
@@ -129,6 +129,7 @@ def fit(
   if resume and checkpoints and (saved := checkpoints.restore(state)):
     state, done = saved[0], progress.from_json(saved[1])
   note = progress.Recorder(done, log, len(stream.tasks))
+  pace = run_lib.Pace(run)
   meter = tqdm.tqdm(
     total=run.phases[-1].steps.stop,
     initial=done.step,
@@ -158,16 +159,14 @@ def fit(
       if note.step == phase.steps.start and not phase.balanced:
         state = run_lib.renew(run, state, t)
       note.begin(t)
-      batches = None
+      given = inputs.steps(run, feed, note.step)
 
-      # 3. Train all heads that learn; nothing goes to or from the host.
+      # 3. Train all heads that learn; what comes from the host is read ahead.
       for step in range(note.step, phase.steps.stop):
-        epoch, i = divmod(step - phase.steps.start, phase.per_epoch)
-        if i == 0 or batches is None:
-          batches = phases.batches(run, feed, epoch)
-        state = run.step(state, batches, feed.task, run.train_set)
-        if run.one_at_a_time:
-          jax.block_until_ready(state.step)
+        with note.waiting():
+          batches, samples = next(given)
+        state = run.step(state, batches, feed.task, samples)
+        pace(state)
         meter.update()
         note.step = step + 1
         if note.step % recipe.log_every == 0 or note.step == phase.steps.stop:

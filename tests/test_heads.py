@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mhil import bank as bank_lib
-from mhil import losses, optimizers, phases, prepare, programs, sharding
+from mhil import inputs, losses, optimizers, phases, prepare, programs, sharding
 from mhil import run as run_lib
 from tests import tiny
 
@@ -123,7 +123,7 @@ def run_with_only(whole, m, steps):
   bank = jax.tree.map(take, run_lib.start(whole).bank)
   first = np.int32(feed.phase.steps.start)
   state = place(programs.State(first, bank), mesh, programs.STATE_SPEC)
-  batches = place(phases.batches(whole, feed, 0), mesh, programs.EPOCH_SPEC)
+  batches = place(inputs.batches(whole, feed, 0), mesh, programs.EPOCH_SPEC)
   owners = np.where(np.asarray(whole.train_set.owners) == m, 0, 1)
   samples = whole.train_set._replace(owners=owners.astype(np.int32))
   samples = sharding.replicated(samples, mesh)
@@ -313,7 +313,7 @@ class TestCost:
     run = tiny.build(head=3)
     state = run_lib.renew(run, run_lib.start(run), 0)
     feed = tiny.feed(run, 0)
-    task, batches = feed.task, phases.batches(run, feed, 0)
+    task, batches = feed.task, inputs.batches(run, feed, 0)
     with jax.transfer_guard("disallow"):
       for _ in range(3):
         state = run.step(state, batches, task, run.train_set)

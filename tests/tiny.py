@@ -6,6 +6,7 @@ import numpy as np
 
 from mhil import (
   data,
+  inputs,
   losses,
   memory,
   networks,
@@ -93,7 +94,7 @@ def feed(run, t):
 def steps(run, state, t, count):
   """Runs `count` steps of a task's first epoch."""
   phase = feed(run, t)
-  batches = phases.batches(run, phase, 0)
+  batches = inputs.batches(run, phase, 0)
   first = np.int32(phase.phase.steps.start)
   state = state._replace(step=sharding.replicated(first, run.mesh))
   for _ in range(count):
