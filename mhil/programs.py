@@ -64,7 +64,6 @@ class Epoch(NamedTuple):
   first_step: Any
 
 
-SAMPLES_SPEC = Samples(P(), P(), P(), P())
 EPOCH_SPEC = Epoch(P(None, "data"), P())
 STATE_SPEC = State(P(), bank_lib.SPEC)
 
@@ -91,26 +90,12 @@ def train_step(
   """
 
   def local(state, epoch, task, samples):
-    rows = epoch.order[state.step - epoch.first_step]
     key = jax.random.fold_in(samples.key, state.step)
     images_key, heads_key = jax.random.split(key)
-    position = lax.axis_index("data") * rows.size + jnp.arange(rows.size)
-    taken = jnp.where(rows < 0, ~rows, rows)
-    images = augment.prepare(
-      samples.images if streamed else samples.images[taken],
-      images_key,
-      position,
-      **pixels(dataset),
-      train=True,
-    )
-    weight = (rows >= 0).astype(jnp.float32)
-    weight = weight / lax.psum(jnp.sum(weight), "data")
     bank = heads.update(
       state.bank,
       task,
-      objectives.Batch(
-        images, samples.owners[taken], samples.columns[taken], weight
-      ),
+      draw(state.step, epoch, samples, images_key, dataset, streamed),
       state.step,
       heads_key,
       objective=objective,
@@ -121,14 +106,38 @@ def train_step(
     )
     return State(state.step + 1, bank)
 
-  cut = P("data") if streamed else P()
-  samples = SAMPLES_SPEC._replace(images=cut)
+  samples = samples_spec(streamed)
   return jax.shard_map(
     local,
     mesh=mesh,
     in_specs=(STATE_SPEC, EPOCH_SPEC, bank_lib.TASK_SPEC, samples),
     out_specs=STATE_SPEC,
   )
+
+
+def draw(
+  step: jax.Array,
+  epoch: Epoch,
+  samples: Samples,
+  key: jax.Array,
+  dataset: data_lib.Dataset,
+  streamed: bool,
+) -> objectives.Batch:
+  """This device's samples of a step, augmented; runs in `shard_map`."""
+  rows = epoch.order[step - epoch.first_step]
+  position = lax.axis_index("data") * rows.size + jnp.arange(rows.size)
+  taken = jnp.where(rows < 0, ~rows, rows)
+  images = samples.images if streamed else samples.images[taken]
+  images = augment.prepare(images, key, position, **pixels(dataset), train=True)
+  weight = (rows >= 0).astype(jnp.float32)
+  weight = weight / lax.psum(jnp.sum(weight), "data")
+  owners, columns = samples.owners[taken], samples.columns[taken]
+  return objectives.Batch(images, owners, columns, weight)
+
+
+def samples_spec(streamed: bool) -> Samples:
+  """How the samples of a step lie on the mesh."""
+  return Samples(P("data") if streamed else P(), P(), P(), P())
 
 
 def class_scores(

@@ -8,8 +8,9 @@ import sys
 import jax
 import pytest
 
-from experiments import bench_heads, benchmark, cli, measure
-from mhil import networks
+from experiments import bench_heads, bench_pipeline, benchmark, cli, measure
+from mhil import inputs, networks, phases
+from mhil import run as run_lib
 
 FLAT = tuple(bench_heads.FLAT)
 TINY = {"side": 8, "batch": 8, "samples": 64}
@@ -28,6 +29,10 @@ WIDE = bench_heads.Setup(
   "wide mlp",
   lambda logits: networks.mlp(192, logits, (512,), axis="data"),
   **TINY,
+)
+PIPELINE = bench_heads.Setup(
+  "small convnet",
+  lambda logits: networks.convnet((32, 32, 3), logits, (2,), axis="data"),
 )
 STATE = 3 * 4 * (192 * 512 + 512 + 512 * 3 + 3)  # parameters and Adam, float32
 
@@ -49,6 +54,39 @@ def held(heads, train_heads):
 
 def column(table, key, **labels):
   return [r[key] for r in table.rows if labels.items() <= r.items()]
+
+
+class TestPipeline:
+  """The suite at the size of a toy; that it waits is shown in test_trainer."""
+
+  def test_every_source_gives_the_images_that_training_gets(self):
+    sources = bench_pipeline.sources(30, None)
+    runs = [bench_pipeline.build(s, PIPELINE, 8, 1) for s in sources]
+    batches = []
+    for run in runs:
+      feed = phases.open_phase(run, run.phases[0], phases.NOTHING)
+      given = next(inputs.steps(run, feed, 0))
+      step = run_lib.scalar(0, run.mesh)
+      batches.append(bench_pipeline._fetch(run)(step, *given))
+    assert [s.streamed for s in sources] == [False, True]
+    assert batches[0].shape == (8, 32, 32, 3) and batches[0].std() > 0.5
+    assert (batches[0] == batches[1]).all()
+
+  def test_tables_say_what_was_measured(self):
+    table = bench_pipeline.training(30, 8, setup=PIPELINE, repetitions=1)
+    assert [row["source"] for row in table.rows] == [
+      "in memory",
+      "streamed: a mapped file",
+    ]
+    assert all(0 < row["waiting"] < 100 for row in table.rows)
+    assert "30 images" in bench_pipeline.alone(30, 8, repetitions=1).note
+    assert " of the rate in memory" in measure.markdown(table)
+
+  def test_more_than_2_percent_is_said(self):
+    row = {"source": "s", "rate": 1.0, "most": 2.5}
+    assert (
+      "waits NOT under 2 % of the time (2.50" in bench_pipeline._read([row])[0]
+    )
 
 
 class TestApart:
