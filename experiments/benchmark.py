@@ -18,11 +18,22 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import bench_heads, bench_pipeline, cli, measure, workdir
+from experiments import (
+  bench_heads,
+  bench_pipeline,
+  bench_resnet,
+  cli,
+  measure,
+  workdir,
+)
 from mhil import facts, sharding
 
 # Later: rehearsal, memory, stages, subnets.
-SUITES = {"heads": bench_heads.SUITE, "pipeline": bench_pipeline.SUITE}
+SUITES = {
+  "heads": bench_heads.SUITE,
+  "pipeline": bench_pipeline.SUITE,
+  "resnet": bench_resnet.SUITE,
+}
 
 
 def define_flags() -> None:
@@ -31,6 +42,9 @@ def define_flags() -> None:
   flags.DEFINE_string("out", None, "FILE.json; FILE.md is written beside it.")
   flags.DEFINE_string(
     "folder", None, "TFDS folder with cifar100, which adds rows to `pipeline`."
+  )
+  flags.DEFINE_float(
+    "peak", None, "For `resnet`: the device's 10^12 operations a second."
   )
 
 

@@ -66,6 +66,11 @@ class Stepper:
 
   def __call__(self) -> None:
     """Takes one step and waits for it."""
+    self.step()
+    self.wait()
+
+  def step(self) -> None:
+    """Sends one step to the devices."""
     epoch, i = divmod(self._done, self._feed.phase.per_epoch)
     if i == 0:
       self._epoch = inputs.batches(self.run, self._feed, epoch)
@@ -73,7 +78,9 @@ class Stepper:
     self._state = self.run.step(
       self._state, self._epoch, self._feed.task, self.run.train_set
     )
-    # Also what `Run.one_at_a_time` asks for, so that all are treated alike.
+
+  def wait(self) -> None:
+    """Waits for the steps sent; see also `Run.one_at_a_time`."""
     jax.block_until_ready(self._state)
 
 
@@ -201,6 +208,8 @@ def _cell(key: str, value: Any) -> str:
     return f"{value / 2**20:.2f}"
   if key in ("flops", "accessed"):
     return f"{value / 1e6:.1f}"
+  if value is None:
+    return "?"
   if isinstance(value, float):
     return f"{value:.2f}" if value < 10 else f"{value:.0f}"
   return f"{value:,}" if isinstance(value, int) else str(value)
