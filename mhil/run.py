@@ -118,20 +118,6 @@ def read(state: programs.State):
   return state._replace(bank=clear), bank.loss, bank.bad_step + 0
 
 
-@jax.jit
-def finite(bank: programs.bank_lib.Bank):
-  """`[l, h]` True for heads in whose state every number is finite."""
-  params = [
-    x for x in jax.tree.leaves(bank) if jnp.issubdtype(x.dtype, jnp.inexact)
-  ]
-  return jax.tree.reduce(
-    jnp.logical_and,
-    jax.tree.map(
-      lambda x: jnp.all(jnp.isfinite(x), axis=tuple(range(2, x.ndim))), params
-    ),
-  )
-
-
 def scalar(x, mesh: Mesh) -> jax.Array:
   """An int32 on every device."""
   return sharding.place(np.int32(x), mesh, P())
