@@ -56,7 +56,7 @@ class Stepper:
   def __init__(self, run: run_lib.Run, task: int):
     """Opens `task` of a run whose heads are fresh."""
     self.run, state = run, run_lib.start(run)
-    phase = next(phase for phase in run.phases if phase.task == task)
+    phase = run.phases_of(task)[0]
     kept: memory.Kept = {}
     for earlier in range(task):
       kept = phases.keep(run, state, earlier, kept)

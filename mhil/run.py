@@ -50,9 +50,9 @@ class Run(NamedTuple):
   traffic: list[sharding.Collective]
   compiles: tuple[int, int]
 
-  def last_phase(self, t: int) -> plan.Phase:
-    """The phase that ends task `t`."""
-    return [phase for phase in self.phases if phase.task == t][-1]
+  def phases_of(self, t: int) -> tuple[plan.Phase, ...]:
+    """The phases of task `t`, in order."""
+    return tuple(phase for phase in self.phases if phase.task == t)
 
   @property
   def one_at_a_time(self) -> bool:

@@ -190,7 +190,7 @@ def fit(
 
       # 4. Choose exemplars, test every open head on all classes seen; save.
       note.flush()
-      if phase is not run.last_phase(t):
+      if phase is not run.phases_of(t)[-1]:
         continue
       if not note.learnt(t):
         note.keep(t, phases.keep(run, state, t, note.kept))
