@@ -154,7 +154,7 @@ def _guarded(main: Callable[[], None]) -> None:
     main()
   except UserError as error:
     _fail(error)
-  except (trainer.Diverged, FloatingPointError) as error:
+  except trainer.Diverged as error:
     _fail(error, 1)
 
 

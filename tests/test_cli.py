@@ -422,15 +422,20 @@ cli.run(train.main, config=True)
 """
 
 
-def test_a_bug_keeps_its_traceback(tmp_path, data):
-  script = BUG.format(
-    module="run", name="read", what="return [1][2] or int('x')"
-  )
+@pytest.mark.parametrize(
+  "what, name",
+  [
+    ("return [1][2] or int('x')", "IndexError"),
+    ("raise FloatingPointError('overflow')", "FloatingPointError"),
+  ],
+)
+def test_a_bug_keeps_its_traceback(what, name, tmp_path, data):
+  script = BUG.format(module="run", name="read", what=what)
   folder = tmp_path / "run"
   flags = [*program.tiny_flags(data), f"--workdir={folder}"]
   done = program.forked(flags, tmp_path, script)
   assert done.status == 1 and "Traceback" in done.err
-  assert "IndexError" in done.err
+  assert name in done.err
 
 
 def test_the_default_folder_is_new_each_time(tmp_path, monkeypatch):
