@@ -133,7 +133,7 @@ def _parse(argv: list[str], config: bool) -> list[str]:
     if config:
       define_config()
     if any(word in HELP for word in argv[1:]):
-      print(_help())
+      print(_help(config))
       sys.exit(0)
     rest = flags.FLAGS(argv)
   except UserError as error:
@@ -213,18 +213,15 @@ def _wrong_value(message: str) -> str:
   )
 
 
-def _help() -> str:
+def _help(config: bool) -> str:
   """The program's docstring, its flags and every field with its value."""
   main = sys.modules["__main__"]
   own = flags.FLAGS.get_key_flags_for_module(main)
   lines = [f"  --{f.name:<12} {f.help}" for f in own if f.name != "config"]
-  values = config_lib.flatten(config_lib.to_dict(load_config(config_file())))
-  return "\n".join(
-    [
-      (main.__doc__ or "").strip(),
-      "\nFlags:",
-      *lines,
+  if config:
+    values = config_lib.flatten(config_lib.to_dict(load_config(config_file())))
+    lines += [
       "  --config       File in configs/; these are its fields and values:",
       *(f"    {override(field, value)}" for field, value in values.items()),
     ]
-  )
+  return "\n".join([(main.__doc__ or "").strip(), "\nFlags:", *lines])

@@ -2,8 +2,8 @@
 
 A save is a folder that appears whole or not at all, with the hash of each of
 its files inside. A restore checks them, says what is damaged and goes back to
-the newest sound save. Arrays `[l, h, ...]` that were
-saved on a mesh with another `head` axis are dealt anew, in order.
+the newest sound save. Arrays `[l, h, ...]` that were saved on a mesh with
+another `head` axis are dealt anew, in order.
 """
 
 import hashlib

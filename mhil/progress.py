@@ -154,7 +154,7 @@ class Recorder:
 
 
 def accuracies(tally: metrics.Tally) -> dict[str, float]:
-  """The three accuracies that show where a multi-head network errs."""
+  """The accuracies that show where a multi-head network errs, in [0, 1]."""
   return {
     "accuracy": metrics.accuracy(tally),
     "task_id_accuracy": metrics.task_id_accuracy(tally),

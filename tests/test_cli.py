@@ -344,6 +344,33 @@ def test_help_explains_itself(tmp_path):
   assert max(map(len, done.out.splitlines())) <= 80
 
 
+COMPARE = """
+import runpy
+runpy.run_module("experiments.compare", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+  "typed", ["--workdir=x", "--resume", "--quiet", "--config.seed=1"]
+)
+def test_compare_takes_no_flag_of_training(typed, tmp_path):
+  (tmp_path / "file").touch()
+  # A file, so that nothing would be run if the flag were taken.
+  done = program.forked(
+    [typed, f"--runs={tmp_path / 'file'}"], tmp_path / "fork", COMPARE
+  )
+  assert done.status == 2 and done.err.count("\n") == 1, done
+  name = typed.strip("-").partition("=")[0]
+  assert done.err.startswith(f"error: Unknown command line flag '{name}'")
+
+
+def test_help_of_compare_lists_its_own_flags(tmp_path):
+  done = program.forked(["--help"], tmp_path, COMPARE)
+  assert done.status == 0 and done.err == ""
+  flags = re.findall(r"^ +--([\w.]+)", done.out, re.MULTILINE)
+  assert flags == ["suite", "seeds", "out", "runs"]
+
+
 def test_help_shows_the_files_values(tmp_path):
   path = tmp_path / "own.py"
   path.write_text(
@@ -418,6 +445,7 @@ def bug(*_, **__):
 {module}.{name} = bug
 import sys
 sys.argv[0] = "train"
+train.define_flags()
 cli.run(train.main, config=True)
 """
 
