@@ -48,6 +48,7 @@ def parts(config: config_lib.Config) -> Parts:
     image_key=config.data.image,
     label_key=config.data.label,
     limit=config.data.limit or None,
+    augment=config.data.augment,
   )
   stream = make_stream(config.stream, dataset.classes)
   mesh = make_mesh(config.mesh, len(stream.tasks))

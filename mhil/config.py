@@ -25,7 +25,8 @@ class Data:
   """`digits`, `arrays:FOLDER` or `tfds:NAME`, prepared in `folder`.
 
   `image` and `label` name the features of a TFDS set; `limit` keeps so many
-  images of each class in each split, 0 all.
+  images of each class in each split, 0 all. `augment` crops and flips
+  training images as the set's own defaults say.
   """
 
   name: str = "digits"
@@ -33,6 +34,7 @@ class Data:
   image: str = "image"
   label: str = "label"
   limit: int = 0
+  augment: bool = True
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
