@@ -16,7 +16,7 @@ from absl import app, flags, logging
 from ml_collections.config_flags import config_flags
 
 from mhil import config as config_lib
-from mhil import trainer
+from mhil import trainer, validation
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 OURS = {pathlib.Path(m).resolve().parent for m in (__file__, trainer.__file__)}
@@ -208,7 +208,7 @@ def _wrong_value(message: str) -> str:
   field, value = match.groups()
   default = _fields()[field]
   return (
-    f"{field}={value!r} is not {config_lib.KINDS[type(default)]}; use for "
+    f"{field}={value!r} is not {validation.KINDS[type(default)]}; use for "
     f"instance {override(field, default)}"
   )
 

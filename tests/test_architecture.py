@@ -87,6 +87,7 @@ LAW = {
   "streams": {"sharding"},
   "subnets": PAPER,
   "trainer": ENGINE,
+  "validation": {"config"},
   "version": set(),
 }
 

@@ -10,7 +10,7 @@ import pytest
 
 from experiments import cli
 from mhil import config as config_lib
-from mhil import prepare
+from mhil import prepare, validation
 from tests import program, tiny
 
 FIELDS = list(config_lib.flatten(config_lib.to_dict(config_lib.Config())))
@@ -429,7 +429,7 @@ def test_only_our_own_checks_are_the_users_mistakes():
   for bug in (
     lambda: np.zeros(2) + np.zeros(3),
     lambda: int("x"),
-    lambda: config_lib.validate(None),
+    lambda: validation.validate(None),
     lambda: tiny.stream().head_of.reshape(100),
   ):
     with pytest.raises((ValueError, TypeError)) as raised, cli.checking():
