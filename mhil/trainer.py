@@ -53,7 +53,11 @@ class Checkpoints(Protocol):
 
 
 class Diverged(RuntimeError):
-  """A loss, or a number that was to be saved, became NaN or infinite."""
+  """A loss, or a number that was to be saved, became NaN or infinite.
+
+  Where a loss couples the heads (`Loss.share`), the NaN of one reaches all
+  through their normaliser, so the head named need not be its origin.
+  """
 
 
 class Result(NamedTuple):
@@ -203,8 +207,10 @@ def fit(
   except progress.NotFinite as error:
     last = checkpoints.newest() if checkpoints else None
     where = "none was saved" if last is None else f"step {last}"
+    # A normaliser that heads share carries a NaN from one to all.
+    of = " of head {}" if run.loss.share is None else ", first seen in head {},"
     raise Diverged(
-      f"the loss of head {error.head} became NaN or infinite at step "
+      f"the loss{of.format(error.head)} became NaN or infinite at step "
       f"{error.step}; last good checkpoint: {where}; lower "
       "optimizer.learning_rate or look at the data"
     ) from None

@@ -344,6 +344,35 @@ class TestDivergence:
     ):
       train(recipe, checkpoints=saves)
 
+  @pytest.mark.parametrize(
+    "loss, named",
+    [
+      (losses.dce(), "the loss of head 1 became"),
+      (losses.ce(), "the loss, first seen in head 0, became"),
+      (losses.distributed_ce(), "the loss, first seen in head 0, became"),
+    ],
+    ids=lambda x: getattr(x, "name", ""),
+  )
+  def test_a_shared_normaliser_hides_the_origin(self, loss, named, monkeypatch):
+    """Head 1 is born bad, and is first used in task 1."""
+    start = run_lib.start
+
+    def poison(x):
+      rows = np.array(x)
+      rows[1] = np.nan
+      return jax.device_put(rows, x.sharding)
+
+    def bad(run):
+      state = start(run)
+      params = jax.tree.map(poison, state.bank.params)
+      return state._replace(bank=state.bank._replace(params=params))
+
+    monkeypatch.setattr(run_lib, "start", bad)
+    run = tiny.build(loss=loss)
+    step = run.phases_of(1)[0].steps.start + 1
+    with pytest.raises(trainer.Diverged, match=rf"^{named} .* step {step}; "):
+      trainer.fit(run)
+
 
 class TestMistakes:
   def test_a_set_that_no_device_holds(self):
