@@ -78,12 +78,12 @@ class Recorder:
   @contextlib.contextmanager
   def waiting(self) -> Iterator[None]:
     """Counts the time within as waiting for data."""
+    self._count_steps()
     start = time.perf_counter()
-    stepped = self._done.stepped + start - (self._stepping or start)
     yield
     self._stepping = time.perf_counter()
     waited = self._done.waited + self._stepping - start
-    self._done = self._done._replace(waited=waited, stepped=stepped)
+    self._done = self._done._replace(waited=waited)
 
   def push(self, loss, bad_step, training: tuple[int, ...]) -> None:
     """Takes a row still on the devices; reads the one before."""
@@ -93,9 +93,13 @@ class Recorder:
     self._logged = self.step
 
   def flush(self) -> None:
-    """Reads the row that is still on the devices."""
-    if self._pending is None:
-      return
+    """Reads the row that is still on the devices, once they have made it."""
+    if self._pending is not None:
+      self._read()
+    self._count_steps()
+
+  def _read(self) -> None:
+    assert self._pending is not None
     step, steps, loss, bad_step, training = self._pending
     self._pending = None
     self.check(bad_step)
@@ -144,6 +148,14 @@ class Recorder:
     """Everything up to now."""
     self._stop_clock()
     return self._done._replace(step=self.step, logged=self._logged)
+
+  def _count_steps(self) -> None:
+    """Books the time since the last wait; of a host that ran ahead, too."""
+    now = time.perf_counter()
+    if self._stepping is not None:
+      stepped = self._done.stepped + now - self._stepping
+      self._done = self._done._replace(stepped=stepped)
+      self._stepping = now
 
   def _stop_clock(self) -> None:
     now = time.perf_counter()

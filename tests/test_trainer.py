@@ -225,6 +225,21 @@ class TestStreamed:
     images = np.concatenate([part.images[:n] for part, n in parts])
     np.testing.assert_array_equal(images, held.test_set.images[:21])
 
+  def test_steps_sent_ahead_are_counted_until_they_are_done(self):
+    """The host of a run in memory is done long before its devices."""
+    note = progress.Recorder(progress.Progress(), print, 1)
+    note.begin(0)
+    for _ in range(3):
+      with note.waiting():
+        pass
+    time.sleep(0.05)  # the devices, still at work
+    note.flush()
+    time.sleep(0.05)  # a test, which is no step
+    note.begin(1)
+    with note.waiting():
+      pass
+    assert 0.05 <= note.progress().stepped < 0.09
+
   def test_waiting_is_measured(self, monkeypatch):
     """All the time that a slow source takes, and nothing else."""
     run, _ = self.runs("plain")
