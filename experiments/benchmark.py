@@ -18,17 +18,34 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import bench_heads, cli, measure, workdir
+from experiments import (
+  bench_heads,
+  bench_pipeline,
+  bench_resnet,
+  cli,
+  measure,
+  workdir,
+)
 from mhil import facts, sharding
 
-# Later: rehearsal, memory, stages, subnets, pipeline.
-SUITES = {"heads": bench_heads.SUITE}
+# Later: rehearsal, memory, stages, subnets.
+SUITES = {
+  "heads": bench_heads.SUITE,
+  "pipeline": bench_pipeline.SUITE,
+  "resnet": bench_resnet.SUITE,
+}
 
 
 def define_flags() -> None:
   """Defines the flags; only for the program, as other programs have some."""
   flags.DEFINE_enum("suite", "heads", sorted(SUITES), "What to measure.")
   flags.DEFINE_string("out", None, "FILE.json; FILE.md is written beside it.")
+  flags.DEFINE_string(
+    "folder", None, "TFDS folder with cifar100, which adds rows to `pipeline`."
+  )
+  flags.DEFINE_float(
+    "peak", None, "For `resnet`: the device's 10^12 operations a second."
+  )
 
 
 def main() -> None:
@@ -39,13 +56,13 @@ def main() -> None:
   workdir.enable_compilation_cache()
   with cli.checking():
     sharding.simulate(suite.devices)
-  tables = []
-  print("\n".join(heading(about(name))), flush=True)
+  tables, origin = [], about(name, flags.FLAGS.folder)
+  print("\n".join(heading(origin)), flush=True)
   for part in suite.parts:
     tables.append(part())
     print("\n" + measure.markdown(tables[-1]), flush=True)
   if path:
-    write(path, about(name), tables)
+    write(path, origin, tables)
 
 
 def writable(out: str) -> pathlib.Path:
@@ -66,12 +83,13 @@ def writable(out: str) -> pathlib.Path:
   return path
 
 
-def about(suite: str) -> dict[str, Any]:
+def about(suite: str, folder: str | None = None) -> dict[str, Any]:
   """Where, when and by which command the numbers were made."""
   devices = jax.devices()
+  more = " --folder=DIR" if folder else ""
   return {
     "suite": suite,
-    "command": f"python -m experiments.benchmark --suite={suite}",
+    "command": f"python -m experiments.benchmark --suite={suite}{more}",
     "date": str(datetime.date.today()),
     "versions": {
       "python": platform.python_version(),

@@ -16,6 +16,7 @@ from mhil import (
   prepare,
   sharding,
   streams,
+  validation,
 )
 from mhil.recipe import Recipe
 
@@ -40,7 +41,7 @@ def parts(config: config_lib.Config) -> Parts:
   Raises:
     ValueError: names the field, its value and the fix.
   """
-  config_lib.validate(config)
+  validation.validate(config)
   sharding.simulate(min(devices(config.mesh), SIMULATED))
   dataset = data.load(
     config.data.name,
@@ -48,6 +49,7 @@ def parts(config: config_lib.Config) -> Parts:
     image_key=config.data.image,
     label_key=config.data.label,
     limit=config.data.limit or None,
+    stream=config.data.streamed,
     augment=config.data.augment,
   )
   stream = make_stream(config.stream, dataset.classes)
@@ -155,5 +157,6 @@ def make_recipe(config: config_lib.Config) -> Recipe:
     balanced_epochs=t.balanced_epochs,
     balanced_rate=optimizers.constant(float(t.balanced_rate)),
     from_scratch=t.from_scratch,
+    streamed=config.data.streamed,
     log_every=t.log_every,
   )

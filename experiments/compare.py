@@ -21,7 +21,7 @@ from absl import flags
 
 from experiments import build, cli, suites, train, workdir
 from mhil import config as config_lib
-from mhil import sharding
+from mhil import sharding, validation
 
 _SUITE = flags.DEFINE_enum(
   "suite", "digits", sorted(suites.SUITES), "Which rows to compare."
@@ -95,7 +95,7 @@ def configure(
     _check_folder(config.data.name, folder)
     config.data.folder = folder
   with cli.checking():
-    config_lib.validate(config)
+    validation.validate(config)
   return config
 
 

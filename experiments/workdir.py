@@ -185,5 +185,7 @@ def table(numbers: dict[str, Any]) -> str:
     f"{numbers['average_incremental_accuracy']:.3f}"
     f"   last {numbers['last_accuracy']:.3f}"
     f"   forgetting {numbers['forgetting']:.3f}",
+    f"{100 * numbers['waiting_share']:.1f} % of the training steps' time was "
+    "spent waiting for data",
   ]
   return "\n".join(lines)

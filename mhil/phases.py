@@ -1,33 +1,19 @@
-"""A phase of a run: its tables and batches, its exemplars, its test."""
-
-from typing import NamedTuple
+"""A phase of a run: its tables, its exemplars, its test."""
 
 import jax
 import numpy as np
 
 from mhil import bank as bank_lib
-from mhil import memory, plan, programs, sharding
+from mhil import inputs, memory, metrics, plan, programs, sharding
 from mhil import run as run_lib
 
 P = jax.P
 NOTHING = np.zeros(0, np.int32)
 
 
-class Feed(NamedTuple):
-  """A phase with the exemplars that it found.
-
-  Attributes:
-    phase: which.
-    kept: rows in the memory.
-    task: its tables, on the devices.
-  """
-
-  phase: plan.Phase
-  kept: np.ndarray
-  task: bank_lib.Task
-
-
-def open_phase(run: run_lib.Run, phase: plan.Phase, kept: np.ndarray) -> Feed:
+def open_phase(
+  run: run_lib.Run, phase: plan.Phase, kept: np.ndarray
+) -> inputs.Feed:
   """Opens the task's head: who may train and score, and the class priors."""
   stream, labels = run.stream, run.dataset.train_labels
   shape = len(stream.tasks), stream.head_width
@@ -47,29 +33,7 @@ def open_phase(run: run_lib.Run, phase: plan.Phase, kept: np.ndarray) -> Feed:
     bank_lib.place(bank_lib.arrange(prior, run.mesh), run.mesh),
     bank_lib.place(bank_lib.arrange(seen, run.mesh), run.mesh),
   )
-  return Feed(phase, kept, task)
-
-
-def batches(run: run_lib.Run, feed: Feed, epoch: int) -> programs.Epoch:
-  """The batches of one pass over a phase, on the devices."""
-  order = plan.epoch(
-    feed.phase,
-    run.stream,
-    run.dataset.train_labels,
-    run.recipe,
-    feed.kept,
-    run.seed,
-    epoch,
-  )
-  first = feed.phase.steps.start + epoch * len(order)
-  # One shape for all phases, so that nothing compiles twice.
-  longest = max(phase.per_epoch for phase in run.phases)
-  padding = [(0, longest - len(order)), (0, 0)]
-  order = np.pad(order, padding, constant_values=-1)
-  return programs.Epoch(
-    sharding.place(order, run.mesh, P(None, "data")),
-    run_lib.scalar(first, run.mesh),
-  )
+  return inputs.Feed(phase, kept, task)
 
 
 def keep(
@@ -114,17 +78,21 @@ def features(
   return np.concatenate(found)
 
 
-def evaluate(run: run_lib.Run, state: programs.State, feed: Feed):
+def evaluate(
+  run: run_lib.Run, state: programs.State, feed: inputs.Feed
+) -> metrics.Tally:
   """Test counts, `metrics.Tally`, over all classes seen by then."""
   seen = np.isin(run.dataset.test_labels, run.stream.seen(feed.phase.task))
-  count = run_lib.scalar(seen.sum(), run.mesh)
-  return run.tally(state.bank, feed.task, run.test_set, count)
+  parts = [
+    run.tally(state.bank, feed.task, part, run_lib.scalar(counted, run.mesh))
+    for part, counted in inputs.tests(run, int(seen.sum()))
+  ]
+  return metrics.Tally(*(sum(map(np.asarray, each)) for each in zip(*parts)))
 
 
 def predictor(run: run_lib.Run, state: programs.State, t: int):
   """`images [b, ...] -> classes [b]` over the heads open after task `t`."""
-  phase = next(phase for phase in run.phases if phase.task == t)
-  task = open_phase(run, phase, NOTHING).task
+  task = open_phase(run, run.phases_of(t)[0], NOTHING).task
   scores = jax.jit(
     programs.class_scores(run.mesh, run.dataset, run.objective, run.loss)
   )

@@ -97,6 +97,11 @@ def epoch(
   return order
 
 
+def rows(order: Int[np.ndarray, "*k"]) -> Int[np.ndarray, "*k"]:
+  """The rows that an order reads, those of weight zero among them."""
+  return np.where(order < 0, ~order, order)
+
+
 def _order(phase, stream, labels, recipe, kept, seed, index):
   key = {"seed": seed, "task": phase.task}
   if phase.balanced:

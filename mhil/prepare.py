@@ -1,5 +1,7 @@
 """Builds a run: checks its parts, places the data, compiles the programs."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from jax.sharding import Mesh
 from mhil import (
   compiling,
   heads,
+  inputs,
   losses,
   memory,
   objectives,
@@ -35,7 +38,6 @@ def build(
 ) -> Run:
   """Checks that the parts fit, places the data, compiles the programs."""
   check(mesh, stream, dataset, recipe)
-  by_head = np.argsort(stream.head_of[dataset.test_labels], kind="stable")
   run = Run(
     mesh,
     stream,
@@ -45,14 +47,7 @@ def build(
     recipe,
     seed,
     plan.phases(stream, dataset.train_labels, recipe),
-    _samples(dataset.train_images, dataset.train_labels, stream, seed, mesh),
-    _samples(
-      dataset.test_images[by_head],
-      dataset.test_labels[by_head],
-      stream,
-      seed,
-      mesh,
-    ),
+    *inputs.resident(stream, dataset, recipe, seed, mesh),
     None,
     None,
     jax.jit(
@@ -73,25 +68,27 @@ def build(
     recipe.optimizer,
     rate_of(recipe),
     recipe.train_heads,
+    recipe.streamed,
   )
+  given, tested = inputs.shapes(run)
   tally = programs.evaluate(
     programs.class_scores(mesh, dataset, objective, loss),
     test_batch(mesh, recipe),
   )
   lowered = jax.jit(step, donate_argnums=0).lower(
-    state, phases.batches(run, feed, 0), feed.task, run.train_set
+    state, inputs.batches(run, feed, 0), feed.task, given
   )
   before = compiling.count()
   compiled = lowered.compile()
   between = compiling.count()
   tallying = jax.jit(tally).lower(
-    state.bank, feed.task, run.test_set, scalar(0, mesh)
+    state.bank, feed.task, tested, scalar(0, mesh)
   )
-  tested = tallying.compile()
+  counting = tallying.compile()
   after = compiling.count()
   return run._replace(
     step=compiled,
-    tally=tested,
+    tally=counting,
     # Now, for a resumed run needs it first in the middle of the stream.
     reset=run.reset.lower(state.bank.params).compile(),
     compiles=(between - before, after - between),
@@ -118,6 +115,9 @@ def check(
       f"{dataset.classes}; build the stream for {dataset.classes} classes"
     )
   _check_tested(stream, dataset)
+  if not recipe.streamed:
+    stats = mesh.devices.flat[0].memory_stats() or {}
+    check_room(dataset, stats.get("bytes_limit"))
   for field, value, known in (
     ("train.train_heads", recipe.train_heads, heads.TRAIN_HEADS),
     ("memory.selection", recipe.selection, memory.SELECTIONS),
@@ -155,6 +155,17 @@ def test_batch(mesh: Mesh, recipe: Recipe) -> int:
   return -(-recipe.test_batch // data) * data
 
 
+def check_room(dataset: data_lib.Dataset, limit: int | None) -> None:
+  """Raises ValueError if a device of `limit` bytes cannot hold the images."""
+  sets = dataset.train_images, dataset.test_images
+  size = sum(math.prod(x.shape) * x.dtype.itemsize for x in sets)
+  if limit is not None and size > limit:
+    raise ValueError(
+      f"data.name={dataset.name} has {size:,} bytes of images, a device "
+      f"{limit:,} bytes of memory; use data.streamed=true"
+    )
+
+
 def _check_tested(stream: streams.Stream, dataset: data_lib.Dataset) -> None:
   there = np.bincount(dataset.test_labels, minlength=dataset.classes)
   for t, classes in enumerate(stream.tasks):
@@ -163,16 +174,6 @@ def _check_tested(stream: streams.Stream, dataset: data_lib.Dataset) -> None:
         f"data.name={dataset.name} has no test image of classes {classes}, all "
         f"of task {t}; add some, or join tasks by stream.sizes"
       )
-
-
-def _samples(images, labels, stream, seed, mesh) -> programs.Samples:
-  samples = programs.Samples(
-    images,
-    stream.head_of[labels].astype(np.int32),
-    stream.column_of[labels].astype(np.int32),
-    jax.random.key(seed),
-  )
-  return sharding.place(samples, mesh, P())
 
 
 def rate_of(recipe: Recipe):

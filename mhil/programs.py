@@ -1,9 +1,10 @@
 """The compiled programs of a run: one training step, one evaluation.
 
-Data that fit live on the devices as they are stored (uint8); a step gathers,
-augments and normalises its own samples. Nothing goes to or comes from the
-host in a step, and nothing about a task is static, so each program compiles
-once for a whole stream.
+Data that fit live on the devices as they are stored (uint8), and a step
+gathers its own samples; streamed data arrive batch by batch. A step augments
+and normalises. Nothing else goes to or comes from the host in a step, and
+nothing about a task is static, so each program compiles once for a whole
+stream.
 """
 
 from collections.abc import Callable
@@ -38,16 +39,17 @@ class Samples(NamedTuple):
   """A data set on the devices, whole on each of them.
 
   Attributes:
-    images: `[n, ...]` as stored.
+    images: `[n, ...]` as stored; of a streamed set, those of one batch
+      `[b, ...]`, cut over `data`.
     owners: `[n]` head of each sample's class.
     columns: `[n]` column of each sample's class in its head.
     key: the run's root key.
   """
 
-  images: jax.Array
-  owners: jax.Array
-  columns: jax.Array
-  key: jax.Array
+  images: Any
+  owners: Any
+  columns: Any
+  key: Any
 
 
 class Epoch(NamedTuple):
@@ -80,30 +82,20 @@ def train_step(
   optimizer: optax.GradientTransformation,
   rate: Callable[..., jax.Array],
   train_heads: str,
+  streamed: bool = False,
 ) -> Callable[..., State]:
-  """`(state, epoch, task, samples) -> state`; to be jitted."""
+  """`(state, epoch, task, samples) -> state`; to be jitted.
+
+  With `streamed`, the images of `samples` are this step's batch.
+  """
 
   def local(state, epoch, task, samples):
-    rows = epoch.order[state.step - epoch.first_step]
     key = jax.random.fold_in(samples.key, state.step)
     images_key, heads_key = jax.random.split(key)
-    position = lax.axis_index("data") * rows.size + jnp.arange(rows.size)
-    taken = jnp.where(rows < 0, ~rows, rows)
-    images = augment.prepare(
-      samples.images[taken],
-      images_key,
-      position,
-      **pixels(dataset),
-      train=True,
-    )
-    weight = (rows >= 0).astype(jnp.float32)
-    weight = weight / lax.psum(jnp.sum(weight), "data")
     bank = heads.update(
       state.bank,
       task,
-      objectives.Batch(
-        images, samples.owners[taken], samples.columns[taken], weight
-      ),
+      draw(state.step, epoch, samples, images_key, dataset, streamed),
       state.step,
       heads_key,
       objective=objective,
@@ -114,12 +106,38 @@ def train_step(
     )
     return State(state.step + 1, bank)
 
+  samples = samples_spec(streamed)
   return jax.shard_map(
     local,
     mesh=mesh,
-    in_specs=(STATE_SPEC, EPOCH_SPEC, bank_lib.TASK_SPEC, P()),
+    in_specs=(STATE_SPEC, EPOCH_SPEC, bank_lib.TASK_SPEC, samples),
     out_specs=STATE_SPEC,
   )
+
+
+def draw(
+  step: jax.Array,
+  epoch: Epoch,
+  samples: Samples,
+  key: jax.Array,
+  dataset: data_lib.Dataset,
+  streamed: bool,
+) -> objectives.Batch:
+  """This device's samples of a step, augmented; runs in `shard_map`."""
+  rows = epoch.order[step - epoch.first_step]
+  position = lax.axis_index("data") * rows.size + jnp.arange(rows.size)
+  taken = jnp.where(rows < 0, ~rows, rows)
+  images = samples.images if streamed else samples.images[taken]
+  images = augment.prepare(images, key, position, **pixels(dataset), train=True)
+  weight = (rows >= 0).astype(jnp.float32)
+  weight = weight / lax.psum(jnp.sum(weight), "data")
+  owners, columns = samples.owners[taken], samples.columns[taken]
+  return objectives.Batch(images, owners, columns, weight)
+
+
+def samples_spec(streamed: bool) -> Samples:
+  """How the samples of a step lie on the mesh."""
+  return Samples(P("data") if streamed else P(), P(), P(), P())
 
 
 def class_scores(

@@ -1,7 +1,8 @@
 """What a run has measured: plain numbers that survive a restart."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,8 @@ class Progress(NamedTuple):
     history: rows `[step, loss of head 0, ..]`; None where a head is idle.
     logged: step of the last row.
     seconds: training time of each task begun.
+    waited: seconds in which the loop waited for its next batch.
+    stepped: seconds between the waits, within a stretch of steps.
     kept: exemplars by class, as `memory` keeps them.
     learnt: tasks whose exemplars are in `kept`.
   """
@@ -27,6 +30,8 @@ class Progress(NamedTuple):
   history: tuple[tuple[float | None, ...], ...] = ()
   logged: int = 0
   seconds: tuple[float, ...] = ()
+  waited: float = 0.0
+  stepped: float = 0.0
   kept: memory.Kept = {}  # noqa: RUF012, replaced and never changed
   learnt: int = 0
 
@@ -56,17 +61,29 @@ class Recorder:
     self._done, self._log, self._heads = done, log, heads
     self._pending: tuple | None = None
     self._compiled: int | None = None
+    self._stepping: float | None = None
     self.compiled_later = 0
     self._logged = done.logged
     self._clock = time.perf_counter()
 
   def begin(self, t: int) -> None:
-    """Starts the clock of task `t`."""
+    """Starts the clock of a stretch of steps in task `t`."""
+    self._stepping = None
     if len(self._done.seconds) > t:
       self._stop_clock()
     else:
       self._clock = time.perf_counter()
       self._done = self._done._replace(seconds=(*self._done.seconds, 0.0))
+
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """Counts the time within as waiting for data."""
+    start = time.perf_counter()
+    stepped = self._done.stepped + start - (self._stepping or start)
+    yield
+    self._stepping = time.perf_counter()
+    waited = self._done.waited + self._stepping - start
+    self._done = self._done._replace(waited=waited, stepped=stepped)
 
   def push(self, loss, bad_step, training: tuple[int, ...]) -> None:
     """Takes a row still on the devices; reads the one before."""
@@ -95,10 +112,6 @@ class Recorder:
     if self._compiled is None:
       self._compiled = count
     self.compiled_later = count - self._compiled
-
-  def check_finite(self, finite) -> None:
-    """Raises `NotFinite` for a head `[l, h]` whose parameters are not."""
-    self.check(np.where(np.asarray(finite), -1, self.step - 1))
 
   def check(self, bad_step) -> None:
     """Raises `NotFinite` if a head went bad, for the first that did."""
@@ -141,7 +154,7 @@ class Recorder:
 
 
 def accuracies(tally: metrics.Tally) -> dict[str, float]:
-  """The three accuracies that show where a multi-head network errs."""
+  """The accuracies that show where a multi-head network errs, in [0, 1]."""
   return {
     "accuracy": metrics.accuracy(tally),
     "task_id_accuracy": metrics.task_id_accuracy(tally),
@@ -174,6 +187,7 @@ def measured(done: Progress) -> dict[str, Any]:
     ],
     "confusion_between_heads": last.confusion[:n, :n].tolist(),
     "seconds_per_task": list(done.seconds),
+    "waiting_share": done.waited / (done.waited + done.stepped),
     "steps": done.step,
   }
 
@@ -196,6 +210,8 @@ def from_json(saved: dict[str, Any]) -> Progress:
     history=tuple(tuple(row) for row in saved["history"]),
     logged=saved["logged"],
     seconds=tuple(saved["seconds"]),
+    waited=saved["waited"],
+    stepped=saved["stepped"],
     kept=memory.from_json(saved["kept"]),
     learnt=saved["learnt"],
   )

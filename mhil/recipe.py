@@ -27,6 +27,8 @@ class Recipe(NamedTuple):
     balanced_rate: the learning rate in those passes.
     from_scratch: new parameters in every task. With every sample kept this
       is joint training, the upper bound.
+    streamed: read the images from the host, ahead of the step that needs them,
+      instead of keeping the whole set on each device.
     log_every: steps between two rows of the history.
     test_batch: samples of an evaluation step, over the whole mesh.
   """
@@ -44,5 +46,6 @@ class Recipe(NamedTuple):
   balanced_epochs: int = 0
   balanced_rate: optimizers.Rate = optimizers.constant(1e-4)
   from_scratch: bool = False
+  streamed: bool = False
   log_every: int = 50
   test_batch: int = 256

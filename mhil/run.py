@@ -1,5 +1,6 @@
 """The parts of a run, and what is done to its state between steps."""
 
+import collections
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,8 @@ class Run(NamedTuple):
   Attributes:
     mesh, stream, dataset, objective, loss, recipe, seed: as handed in.
     phases: what each stretch of global steps trains on.
-    train_set, test_set: samples on the devices; tests sorted by head.
+    train_set, test_set: samples on the devices, tests sorted by head; of a
+      streamed set, without images.
     step: compiled `(state, epoch, task, samples) -> state`.
     tally: compiled `(bank, task, samples, seen) -> metrics.Tally`.
     fresh: jitted `key -> Bank`.
@@ -48,9 +50,9 @@ class Run(NamedTuple):
   traffic: list[sharding.Collective]
   compiles: tuple[int, int]
 
-  def last_phase(self, t: int) -> plan.Phase:
-    """The phase that ends task `t`."""
-    return [phase for phase in self.phases if phase.task == t][-1]
+  def phases_of(self, t: int) -> tuple[plan.Phase, ...]:
+    """The phases of task `t`, in order."""
+    return tuple(phase for phase in self.phases if phase.task == t)
 
   @property
   def one_at_a_time(self) -> bool:
@@ -61,6 +63,28 @@ class Run(NamedTuple):
     for. Real devices, and programs without collectives, run ahead.
     """
     return bool(self.traffic) and (self.mesh.devices.flat[0].platform == "cpu")
+
+
+class Pace:
+  """Keeps the host from running further ahead of the devices than it may.
+
+  Where a set is streamed that is two steps: the batches in flight take room,
+  and only a host that keeps in step can tell whether it waited for data.
+  """
+
+  def __init__(self, run: Run):
+    self._ahead = 0 if run.one_at_a_time else 2
+    self._free = not (run.one_at_a_time or run.recipe.streamed)
+    self._marks: collections.deque[jax.Array] = collections.deque()
+
+  def __call__(self, state: programs.State) -> None:
+    """Waits until the devices are near enough."""
+    if self._free:
+      return
+    # A copy: the next step takes the state's own buffer.
+    self._marks.append(state.step + 0)
+    if len(self._marks) > self._ahead:
+      jax.block_until_ready(self._marks.popleft())
 
 
 def start(run: Run, generation: int = 0) -> programs.State:
@@ -92,20 +116,6 @@ def read(state: programs.State):
   # Not zeros_like: under jax 0.12 that forgets how `loss` lies on the mesh.
   clear = bank._replace(loss=jnp.where(True, 0.0, bank.loss))
   return state._replace(bank=clear), bank.loss, bank.bad_step + 0
-
-
-@jax.jit
-def finite(bank: programs.bank_lib.Bank):
-  """`[l, h]` True for heads in whose state every number is finite."""
-  params = [
-    x for x in jax.tree.leaves(bank) if jnp.issubdtype(x.dtype, jnp.inexact)
-  ]
-  return jax.tree.reduce(
-    jnp.logical_and,
-    jax.tree.map(
-      lambda x: jnp.all(jnp.isfinite(x), axis=tuple(range(2, x.ndim))), params
-    ),
-  )
 
 
 def scalar(x, mesh: Mesh) -> jax.Array:

@@ -7,7 +7,6 @@ It knows no method: how a branch learns (`objective`) and what a head pays
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 import tqdm
 from jax.sharding import Mesh
@@ -15,6 +14,7 @@ from jax.sharding import Mesh
 from mhil import (
   compiling,
   facts,
+  inputs,
   losses,
   memory,
   objectives,
@@ -39,7 +39,11 @@ class Checkpoints(Protocol):
   every: int
 
   def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
-    """Saves in the background; the arrays may be overwritten at once."""
+    """Saves in the background; the arrays may be overwritten at once.
+
+    Raises:
+      FloatingPointError: if a number is NaN or infinite; nothing is saved.
+    """
 
   def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
     """The newest sound save, laid out like `like`; None without one."""
@@ -49,7 +53,11 @@ class Checkpoints(Protocol):
 
 
 class Diverged(RuntimeError):
-  """A loss became NaN or infinite."""
+  """A loss, or a number that was to be saved, became NaN or infinite.
+
+  Where a loss couples the heads (`Loss.share`), the NaN of one reaches all
+  through their normaliser, so the head named need not be its origin.
+  """
 
 
 class Result(NamedTuple):
@@ -129,6 +137,7 @@ def fit(
   if resume and checkpoints and (saved := checkpoints.restore(state)):
     state, done = saved[0], progress.from_json(saved[1])
   note = progress.Recorder(done, log, len(stream.tasks))
+  pace = run_lib.Pace(run)
   meter = tqdm.tqdm(
     total=run.phases[-1].steps.stop,
     initial=done.step,
@@ -141,9 +150,11 @@ def fit(
     # Only sound states are saved, so a save is always the last good one.
     note.flush()
     note.check(state.bank.bad_step)
-    note.check_finite(run_lib.finite(state.bank))
     assert checkpoints is not None
-    checkpoints.save(note.step, state, progress.to_json(note.progress()))
+    try:
+      checkpoints.save(note.step, state, progress.to_json(note.progress()))
+    except FloatingPointError as error:
+      raise Diverged(str(error)) from None
 
   try:
     for phase in run.phases:
@@ -158,16 +169,14 @@ def fit(
       if note.step == phase.steps.start and not phase.balanced:
         state = run_lib.renew(run, state, t)
       note.begin(t)
-      batches = None
+      given = inputs.steps(run, feed, note.step)
 
-      # 3. Train all heads that learn; nothing goes to or from the host.
+      # 3. Train all heads that learn; what comes from the host is read ahead.
       for step in range(note.step, phase.steps.stop):
-        epoch, i = divmod(step - phase.steps.start, phase.per_epoch)
-        if i == 0 or batches is None:
-          batches = phases.batches(run, feed, epoch)
-        state = run.step(state, batches, feed.task, run.train_set)
-        if run.one_at_a_time:
-          jax.block_until_ready(state.step)
+        with note.waiting():
+          batches, samples = next(given)
+        state = run.step(state, batches, feed.task, samples)
+        pace(state)
         meter.update()
         note.step = step + 1
         if note.step % recipe.log_every == 0 or note.step == phase.steps.stop:
@@ -185,7 +194,7 @@ def fit(
 
       # 4. Choose exemplars, test every open head on all classes seen; save.
       note.flush()
-      if phase is not run.last_phase(t):
+      if phase is not run.phases_of(t)[-1]:
         continue
       if not note.learnt(t):
         note.keep(t, phases.keep(run, state, t, note.kept))
@@ -197,9 +206,11 @@ def fit(
         return _result(run, state, note, finished=False)
   except progress.NotFinite as error:
     last = checkpoints.newest() if checkpoints else None
-    where = f"step {last}" if last is not None else "none was saved"
+    where = "none was saved" if last is None else f"step {last}"
+    # A normaliser that heads share carries a NaN from one to all.
+    of = " of head {}" if run.loss.share is None else ", first seen in head {},"
     raise Diverged(
-      f"the loss of head {error.head} became NaN or infinite at step "
+      f"the loss{of.format(error.head)} became NaN or infinite at step "
       f"{error.step}; last good checkpoint: {where}; lower "
       "optimizer.learning_rate or look at the data"
     ) from None

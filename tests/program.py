@@ -16,7 +16,7 @@ from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 CLASSES, TASKS = 10, 5
-TIMING = ("seconds_per_task",)
+TIMING = ("seconds_per_task", "waiting_share")
 
 
 class Done(NamedTuple):

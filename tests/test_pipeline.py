@@ -74,127 +74,59 @@ def test_an_empty_task_is_a_fault():
     order(np.arange(0))
 
 
-# Streamed batches
+# Reading ahead
 
 
-def stream(images, **kwargs):
-  labels = np.arange(len(images)) % 5
-  rows = np.arange(3, len(images))
-  settings = {"seed": 5, "task": 1, "batch": 4, "epochs": 3}
-  return pipeline.StreamedBatches(
-    images, labels, rows, **{**settings, **kwargs}
-  )
+class Source:
+  """Images that know which rows were read, and that a fault can hide in."""
+
+  def __init__(self, images, broken=-1):
+    self.images, self.broken, self.reads = images, broken, []
+
+  def __call__(self, step):
+    self.reads.append(step)
+    if step == self.broken:
+      raise OSError(f"record {step} is damaged")
+    return self.images[step : step + 2]
 
 
-class Records:
-  """A source as TFDS makes them, with a count of what was read."""
-
-  def __init__(self, images, key="image"):
-    self.images, self.key, self.reads = images, key, 0
-
-  def __len__(self):
-    return len(self.images)
-
-  def __getitem__(self, row):
-    self.reads += 1
-    return {self.key: self.images[row], "label": row % 5}
+def test_results_come_in_order_whatever_the_threads():
+  images = images_of(50)
+  read = list(pipeline.ahead(Source(images), range(48), threads=7, ready=3))
+  assert len(read) == 48
+  for step, part in enumerate(read):
+    np.testing.assert_array_equal(part, images[step : step + 2])
 
 
-class BatchedRecords(Records):
-  def __getitem__(self, row):
-    raise AssertionError("a batch must be read in one call")
-
-  def __getitems__(self, rows):
-    assert all(type(row) is int for row in rows)
-    return [{self.key: self.images[row]} for row in rows]
-
-
-@pytest.mark.parametrize("kind", ["array", "mapped", "records", "batched"])
-def test_streamed_batches_equal_those_in_memory(kind, tmp_path):
-  images = images_of(17)
-  np.save(tmp_path / "images.npy", images)
-  source = {
-    "array": lambda: images,
-    "mapped": lambda: np.load(tmp_path / "images.npy", mmap_mode="r"),
-    "records": lambda: Records(images),
-    "batched": lambda: BatchedRecords(images),
-  }[kind]()
-  labels = np.arange(17) % 5
-  batches = list(stream(source).iterate())
-  assert len(batches) == len(stream(source)) == 12
-  held, held_labels = jnp.asarray(images), jnp.asarray(labels)
-  for step, (pixels, target, index) in enumerate(batches):
-    epoch, inner = divmod(step, 4)
-    expected = order(np.arange(3, 17), seed=5, task=1, epoch=epoch)[inner]
-    np.testing.assert_array_equal(index, expected)
-    rows = jnp.asarray(index)
-    np.testing.assert_array_equal(pixels, augment.take_rows(held, rows))
-    np.testing.assert_array_equal(target, augment.take_rows(held_labels, rows))
-    assert pixels.dtype == np.uint8 and target.dtype == np.int32
-    assert type(pixels) is np.ndarray
-  assert (batches[3][2] == -1).sum() == 2
-
-
-@pytest.mark.parametrize("start", [0, 1, 4, 6, 11, 12])
+@pytest.mark.parametrize("start", [0, 1, 7, 12])
 def test_a_stream_resumes_at_any_step(start):
-  whole = list(stream(images_of(17)).iterate())
-  rest = list(stream(images_of(17)).iterate(start, threads=2, ahead=3))
+  source = Source(images_of(17))
+  rest = list(pipeline.ahead(source, range(start, 12), threads=2, ready=3))
   assert len(rest) == 12 - start
-  for before, after in zip(whole[start:], rest):
-    for left, right in zip(before, after):
-      np.testing.assert_array_equal(left, right)
-
-
-def test_a_batch_is_read_by_its_step_alone():
-  batches = stream(images_of(17))
-  later = batches[7]
-  for left, right in zip(later, list(batches.iterate())[7]):
-    np.testing.assert_array_equal(left, right)
-
-
-def test_processes_read_their_columns():
-  images = images_of(17)
-  whole = stream(images)
-  halves = [stream(images, columns=slice(i, i + 2)) for i in (0, 2)]
-  for step in range(len(whole)):
-    parts = zip(*(half[step] for half in halves))
-    for expected, part in zip(whole[step], parts):
-      np.testing.assert_array_equal(expected, np.concatenate(part))
+  assert sorted(source.reads) == list(range(start, 12))
+  for step, part in zip(range(start, 12), rest):
+    np.testing.assert_array_equal(part, source.images[step : step + 2])
 
 
 def test_a_closed_stream_stops_reading_and_leaves_no_thread():
   before = set(threading.enumerate())
-  source = Records(images_of(100))
-  batches = stream(source, epochs=50).iterate(threads=2, ahead=2)
+  source = Source(images_of(100))
+  batches = pipeline.ahead(source, range(5000), threads=2, ready=2)
   next(batches)
   batches.close()
   left = [t for t in set(threading.enumerate()) - before if not t.daemon]
   for thread in left:
     thread.join(timeout=10)
   assert not any(thread.is_alive() for thread in left)
-  # One batch used, two ahead, two in the threads' hands, and one to spare.
-  assert source.reads <= 6 * 4
+  # One batch used, two ready, two in the threads' hands, and one to spare.
+  assert len(source.reads) <= 6
 
 
 def test_a_fault_while_reading_reaches_the_loop():
-  source = Records(images_of(17), key="picture")
-  with pytest.raises(KeyError, match="image"):
-    list(stream(source).iterate())
-  assert len(list(stream(source, image_key="picture").iterate())) == 12
-
-
-def test_faults_of_the_stream():
-  images = images_of(17)
-  with pytest.raises(ValueError, match="images has 17 rows, labels 16"):
-    pipeline.StreamedBatches(
-      images, np.arange(16), np.arange(3), seed=0, task=0, batch=2, epochs=1
-    )
-  with pytest.raises(ValueError, match="epochs=0 trains nothing"):
-    stream(images, epochs=0)
-  with pytest.raises(ValueError, match="start=13 is outside the task's 12"):
-    stream(images).iterate(13)
-  with pytest.raises(IndexError, match="step=12 is outside 0 to 11"):
-    stream(images)[12]
+  batches = pipeline.ahead(Source(images_of(17), broken=3), range(9))
+  assert [len(next(batches)) for _ in range(3)] == [2, 2, 2]
+  with pytest.raises(OSError, match="record 3 is damaged"):
+    next(batches)
 
 
 # Augmentation
@@ -302,7 +234,8 @@ def test_a_batch_cut_over_devices_is_augmented_alike(devices, manual):
   settings = {"pad": 2, "flip": True, "train": True, **NORM}
 
   def step(table, index, key):
-    pixels = augment.take_rows(table, index)
+    where = jax.typeof(index).sharding
+    pixels = table.at[index].get(out_sharding=where)
     return augment.prepare(pixels, key, index, **settings)
 
   with jax.set_mesh(jax.make_mesh((devices,), ("data",))):
@@ -312,12 +245,6 @@ def test_a_batch_cut_over_devices_is_augmented_alike(devices, manual):
     got = jax.jit(cut if manual else step)(table, index, key)
     assert jax.typeof(got).sharding.spec[0] == "data"
   np.testing.assert_array_equal(got, prepare(images, key))
-
-
-def test_a_padding_entry_reads_row_0():
-  table = jnp.arange(5) + 10
-  got = augment.take_rows(table, jnp.array([4, -1, 2]))
-  assert got.tolist() == [14, 10, 12]
 
 
 def test_runs_where_rank_promotion_is_an_error():

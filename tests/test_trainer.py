@@ -1,12 +1,31 @@
+import time
+from typing import ClassVar
+
 import jax
 import numpy as np
 import pytest
 
-from mhil import checkpoint, losses, optimizers, phases, progress, trainer
+from mhil import (
+  checkpoint,
+  inputs,
+  losses,
+  optimizers,
+  phases,
+  pipeline,
+  prepare,
+  progress,
+  trainer,
+)
 from mhil import run as run_lib
 from tests import tiny
 
-TIMING = ("seconds_per_task", "devices", "mesh", "step_bytes_per_device")
+TIMING = (
+  "seconds_per_task",
+  "waiting_share",
+  "devices",
+  "mesh",
+  "step_bytes_per_device",
+)
 
 
 def train(recipe=tiny.RECIPE, *, seed=0, head=1, loss=None, **watch):
@@ -99,14 +118,14 @@ class TestBounds:
 
   def test_keeping_everything_means_every_sample(self):
     run = tiny.build(recipe=tiny.RECIPE._replace(memory=None))
-    batches = phases.batches(run, tiny.feed(run, 2), 0)
+    batches = inputs.batches(run, tiny.feed(run, 2), 0)
     rows = np.asarray(batches.order).reshape(-1)
     every = len(tiny.dataset().train_labels)
     assert sorted(rows[rows >= 0].tolist()) == list(range(every))
 
   def test_no_memory_means_new_samples_only(self):
     run = tiny.build(recipe=tiny.RECIPE._replace(memory=0), loss=losses.ce())
-    rows = np.asarray(phases.batches(run, tiny.feed(run, 2), 0).order)
+    rows = np.asarray(inputs.batches(run, tiny.feed(run, 2), 0).order)
     labels = run.dataset.train_labels[rows[rows >= 0]]
     assert set(labels) == set(run.stream.tasks[2])
     assert trainer.fit(run).finished
@@ -147,6 +166,87 @@ class TestResume:
     assert progress.measured(back) == progress.measured(whole.progress)
 
 
+class TestStreamed:
+  """Images read as they are needed: the same run, bit for bit."""
+
+  RECIPES: ClassVar = {
+    "plain": (tiny.RECIPE._replace(batch=12), {}),
+    # Batches with gaps, batch statistics, replay, and devices that share them.
+    "data": (
+      tiny.RECIPE._replace(
+        batch=12, replay=2, selection="herding", balanced_epochs=1
+      ),
+      {"norm": "batch", "data": 2, "head": 3},
+    ),
+  }
+
+  @staticmethod
+  def runs(name):
+    recipe, settings = TestStreamed.RECIPES[name]
+    return [
+      tiny.build(recipe=recipe._replace(streamed=streamed), **settings)
+      for streamed in (True, False)
+    ]
+
+  @pytest.mark.parametrize("name", RECIPES)
+  def test_equals_the_run_in_memory(self, name):
+    streamed, held = (trainer.fit(run) for run in self.runs(name))
+    assert numbers(streamed) == numbers(held)
+    assert streamed.progress.history == held.progress.history
+
+  def test_keeps_no_images_on_the_devices(self):
+    streamed, held = self.runs("plain")
+    assert streamed.train_set.images is streamed.test_set.images is None
+    images = held.train_set.images.nbytes + held.test_set.images.nbytes
+    assert images == 4 * (120 + 42)
+
+  @pytest.mark.parametrize("name", RECIPES)
+  @pytest.mark.parametrize("after", [2, 10, 16])
+  def test_resume_inside_a_pass(self, tmp_path, name, after):
+    run, _ = self.runs(name)
+    want = trainer.fit(run)
+    with checkpoint.Checkpoints(tmp_path, every=2) as saves:
+      part = trainer.fit(run, checkpoints=saves, stop=stop_after(after))
+    step = part.progress.step
+    (phase,) = (phase for phase in run.phases if step in phase.steps)
+    assert (step - phase.steps.start) % phase.per_epoch, "not inside a pass"
+    with checkpoint.Checkpoints(tmp_path, every=2) as saves:
+      rest = trainer.fit(run, checkpoints=saves, resume=True)
+    assert numbers(rest) == numbers(want)
+
+  def test_each_test_part_has_one_shape_and_every_image_counts(self):
+    run, held = (
+      tiny.build(recipe=tiny.RECIPE._replace(streamed=x, test_batch=4))
+      for x in (True, False)
+    )
+    parts = list(inputs.tests(run, 21))
+    assert [counted for _, counted in parts] == [4, 4, 4, 4, 4, 1]
+    assert {part.images.shape for part, _ in parts} == {(4, 2, 2, 1)}
+    images = np.concatenate([part.images[:n] for part, n in parts])
+    np.testing.assert_array_equal(images, held.test_set.images[:21])
+
+  def test_waiting_is_measured(self, monkeypatch):
+    """All the time that a slow source takes, and nothing else."""
+    run, _ = self.runs("plain")
+    read = pipeline.ahead
+
+    def slow(*arguments, **options):
+      for each in read(*arguments, **options):
+        time.sleep(0.05)  # the fault itself: a disk that is slow
+        yield each
+
+    quick = trainer.fit(run)
+    monkeypatch.setattr(pipeline, "ahead", slow)
+    late = trainer.fit(run)
+    slept = 0.05 * late.progress.step
+    waited = late.progress.waited
+    assert slept < waited < slept + 0.2 * slept + quick.progress.waited
+    assert late.metrics["waiting_share"] == pytest.approx(
+      waited / (waited + late.progress.stepped)
+    )
+    assert late.metrics["waiting_share"] > quick.metrics["waiting_share"]
+
+
 class TestRecipes:
   """Phases whose rows depend on what was learnt before."""
 
@@ -169,10 +269,17 @@ class TestRecipes:
       rest = train(recipe, checkpoints=saves, resume=True)
     assert numbers(rest) == numbers(want)
 
+  def test_the_phases_of_the_tasks_are_all_phases(self):
+    run = tiny.build(recipe=self.RECIPES[0])
+    of = [run.phases_of(t) for t in range(3)]
+    assert sum(of, ()) == run.phases
+    kinds = [[phase.balanced for phase in phases] for phases in of]
+    assert kinds == [[False], [False, True], [False, True]]
+
   def test_replay_fills_its_share_of_every_batch(self):
     run = tiny.build(recipe=self.RECIPES[0])
     feed = tiny.feed(run, 2)
-    order = np.asarray(phases.batches(run, feed, 0).order)
+    order = np.asarray(inputs.batches(run, feed, 0).order)
     order = order[: feed.phase.per_epoch]
     labels = run.dataset.train_labels
     rows = np.where(order < 0, ~order, order)
@@ -182,11 +289,11 @@ class TestRecipes:
 
   def test_balanced_pass_sees_exemplars_alone(self):
     run = tiny.build(recipe=self.RECIPES[0])
-    phase = run.last_phase(1)
+    _, phase = run.phases_of(1)
     assert phase.balanced
     kept = tiny.kept(run, 2)
     feed = phases.open_phase(run, phase, kept)
-    order = np.asarray(phases.batches(run, feed, 0).order)[: phase.per_epoch]
+    order = np.asarray(inputs.batches(run, feed, 0).order)[: phase.per_epoch]
     rows = order[order >= 0]
     assert sorted(rows.tolist()) == sorted(kept.tolist())
     counts = np.bincount(run.dataset.train_labels[rows], minlength=6)
@@ -196,7 +303,7 @@ class TestRecipes:
     """Batch statistics of the last batch must not see another class."""
     run = tiny.build(recipe=tiny.RECIPE._replace(batch=32))
     feed = tiny.feed(run, 1)
-    order = np.asarray(phases.batches(run, feed, 0).order)
+    order = np.asarray(inputs.batches(run, feed, 0).order)
     order = order[: feed.phase.per_epoch]
     assert (order < 0).any(), "the last batch must have gaps"
     rows = np.where(order < 0, ~order, order)
@@ -213,7 +320,11 @@ class TestDivergence:
     )
     with (
       checkpoint.Checkpoints(tmp_path, every=2) as saves,
-      pytest.raises(trainer.Diverged, match=r"head 0 .* step 5; .*step 4;"),
+      pytest.raises(
+        trainer.Diverged,
+        match=r"^the loss of head 0 became NaN or infinite at step 5; "
+        r"last good checkpoint: step 4; lower",
+      ),
     ):
       train(recipe, checkpoints=saves)
 
@@ -225,12 +336,52 @@ class TestDivergence:
     )
     with (
       checkpoint.Checkpoints(tmp_path, every=2) as saves,
-      pytest.raises(trainer.Diverged, match=r"head 0 .* step 4; .*step 2;"),
+      pytest.raises(
+        trainer.Diverged,
+        match=r"^bank\.params\.\S+ of head 0 became NaN or infinite by "
+        r"step 4; last good checkpoint: step 2; lower",
+      ),
     ):
       train(recipe, checkpoints=saves)
 
+  @pytest.mark.parametrize(
+    "loss, named",
+    [
+      (losses.dce(), "the loss of head 1 became"),
+      (losses.ce(), "the loss, first seen in head 0, became"),
+      (losses.distributed_ce(), "the loss, first seen in head 0, became"),
+    ],
+    ids=lambda x: getattr(x, "name", ""),
+  )
+  def test_a_shared_normaliser_hides_the_origin(self, loss, named, monkeypatch):
+    """Head 1 is born bad, and is first used in task 1."""
+    start = run_lib.start
+
+    def poison(x):
+      rows = np.array(x)
+      rows[1] = np.nan
+      return jax.device_put(rows, x.sharding)
+
+    def bad(run):
+      state = start(run)
+      params = jax.tree.map(poison, state.bank.params)
+      return state._replace(bank=state.bank._replace(params=params))
+
+    monkeypatch.setattr(run_lib, "start", bad)
+    run = tiny.build(loss=loss)
+    step = run.phases_of(1)[0].steps.start + 1
+    with pytest.raises(trainer.Diverged, match=rf"^{named} .* step {step}; "):
+      trainer.fit(run)
+
 
 class TestMistakes:
+  def test_a_set_that_no_device_holds(self):
+    dataset = tiny.dataset()
+    prepare.check_room(dataset, None)
+    prepare.check_room(dataset, 648)
+    with pytest.raises(ValueError, match=r"648 bytes.* 647 .*streamed=true"):
+      prepare.check_room(dataset, 647)
+
   def test_batch_must_divide(self):
     parts = tiny.parts(data=2, recipe=tiny.RECIPE._replace(batch=5))
     with pytest.raises(ValueError, match=r"train\.batch=5 .* use"):

@@ -6,6 +6,7 @@ import numpy as np
 
 from mhil import (
   data,
+  inputs,
   losses,
   memory,
   networks,
@@ -86,14 +87,13 @@ def kept(run, t):
 
 def feed(run, t):
   """The first phase of a task."""
-  phase = next(phase for phase in run.phases if phase.task == t)
-  return phases.open_phase(run, phase, kept(run, t))
+  return phases.open_phase(run, run.phases_of(t)[0], kept(run, t))
 
 
 def steps(run, state, t, count):
   """Runs `count` steps of a task's first epoch."""
   phase = feed(run, t)
-  batches = phases.batches(run, phase, 0)
+  batches = inputs.batches(run, phase, 0)
   first = np.int32(phase.phase.steps.start)
   state = state._replace(step=sharding.replicated(first, run.mesh))
   for _ in range(count):
