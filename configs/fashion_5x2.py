@@ -3,7 +3,10 @@
   python -m experiments.train --config=configs/fashion_5x2.py \\
     --config.data.folder=DIR
 
-DIR holds the TFDS set `fashion_mnist`, prepared. Sized for two CPU cores.
+DIR holds the TFDS set `fashion_mnist`, prepared. Sized for two CPU cores: half
+a minute from start to end, compilation included, or a minute where others keep
+the cores busy. Average incremental accuracy 82.5 %, last 76.8 %: mean of seeds
+0 to 2, each with its own class order, in docs/results/fashion_5x2.md.
 """
 
 from mhil import config
