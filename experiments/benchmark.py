@@ -59,7 +59,8 @@ def main() -> None:
   tables, origin = [], about(name, flags.FLAGS.folder)
   print("\n".join(heading(origin)), flush=True)
   for part in suite.parts:
-    tables.append(part())
+    with cli.checking():
+      tables.append(part())
     print("\n" + measure.markdown(tables[-1]), flush=True)
   if path:
     write(path, origin, tables)

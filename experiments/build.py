@@ -46,8 +46,8 @@ def parts(config: config_lib.Config) -> Parts:
   dataset = data.load(
     config.data.name,
     folder=config.data.folder or None,
-    image_key=config.data.image,
-    label_key=config.data.label,
+    image=config.data.image,
+    label=config.data.label,
     limit=config.data.limit or None,
     stream=config.data.streamed,
     augment=config.data.augment,

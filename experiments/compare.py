@@ -38,6 +38,9 @@ _OUT = flags.DEFINE_string(
 _RUNS = flags.DEFINE_string(
   "runs", "runs/compare", "Folder of the single runs."
 )
+_NOTE = flags.DEFINE_string(
+  "note", "", "A sentence for the page, such as which copy of the data it was."
+)
 
 COLUMNS = {
   "average_incremental_accuracy": "average incremental",
@@ -185,6 +188,7 @@ def _about(run: dict[str, Any]) -> list[str]:
     "Test accuracy in %, mean and standard deviation over seeds; a seed moves "
     "the class order too. Seconds are of training, choosing exemplars and "
     "tests, without compilation, on a shared machine.",
+    *(["", _NOTE.value] if _NOTE.value else []),
   ]
 
 

@@ -11,6 +11,7 @@ try:
   from torch import nn
 except ImportError:
   torch: Any = None  # type: ignore[no-redef]
+  nn: Any = None  # type: ignore[no-redef]
 
 
 def conv(inputs: int, outputs: int, stride: int = 1, k: int = 3) -> Any:
@@ -19,20 +20,24 @@ def conv(inputs: int, outputs: int, stride: int = 1, k: int = 3) -> Any:
   return nn.Sequential(layer, nn.BatchNorm2d(outputs))
 
 
+class Block(nn.Module if nn else object):  # type: ignore[misc]
+  """Two convolutions beside a shortcut; one class, so one compiled graph."""
+
+  def __init__(self, inputs, width, stride):
+    super().__init__()
+    self.body = nn.Sequential(
+      conv(inputs, width, stride), nn.ReLU(), conv(width, width)
+    )
+    changes = stride != 1 or inputs != width
+    self.skip = conv(inputs, width, stride, 1) if changes else nn.Identity()
+
+  def forward(self, x: Any) -> Any:
+    """Maps `[b, inputs, height, width]`."""
+    return torch.relu(self.body(x) + self.skip(x))
+
+
 def resnet(depth: int, outputs: int) -> Any:
   """He et al. 2016, section 4.2, with 1x1 convolutions on the shortcuts."""
-
-  class Block(nn.Module):
-    def __init__(self, inputs, width, stride):
-      super().__init__()
-      self.body = nn.Sequential(
-        conv(inputs, width, stride), nn.ReLU(), conv(width, width)
-      )
-      changes = stride != 1 or inputs != width
-      self.skip = conv(inputs, width, stride, 1) if changes else nn.Identity()
-
-    def forward(self, x):
-      return torch.relu(self.body(x) + self.skip(x))
 
   layers, inputs = [conv(3, 16), nn.ReLU()], 16
   for width in (16, 32, 64):
@@ -54,6 +59,9 @@ def rate(
   device = "cuda" if torch.cuda.is_available() else "cpu"
   torch.backends.cudnn.benchmark = True
   torch.manual_seed(0)
+  # Without it a tenth network would silently run uncompiled.
+  torch._dynamo.config.fail_on_recompile_limit_hit = True
+  torch._dynamo.reset()
   images = torch.randn(batch, 3, 32, 32, device=device)
   images = images.to(memory_format=torch.channels_last)
   labels = torch.randint(outputs, (batch,), device=device)

@@ -42,8 +42,8 @@ def load(
   name: str,
   *,
   folder: str | None = None,
-  image_key: str = "image",
-  label_key: str = "label",
+  image: str = "image",
+  label: str = "label",
   limit: int | None = None,
   augment: bool = True,
   stream: bool = False,
@@ -59,8 +59,8 @@ def load(
       `[n, d]`; the last become 1x1 images of d channels. They are mapped,
       not read, so they may exceed the memory.
     folder: where TFDS keeps its sets; its own default if None.
-    image_key: the images' feature in a TFDS set.
-    label_key: the labels' feature in a TFDS set.
+    image: the images' feature in a TFDS set.
+    label: the labels' feature in a TFDS set.
     limit: keep the first so many images of each class in each split.
     augment: crop and flip as the set's settings say; False sets both to none.
     stream: leave a TFDS set on disk and decode images when indexed.
@@ -76,7 +76,7 @@ def load(
   elif form == "arrays" and rest:
     parts, settings = sources.arrays(rest)
   elif form == "tfds" and rest:
-    parts, settings = sources.tfds(rest, folder, image_key, label_key)
+    parts, settings = sources.tfds(rest, folder, image, label)
   else:
     raise ValueError(_unknown(name))
   splits = [
@@ -243,7 +243,9 @@ def _check_settings(dataset: Dataset) -> None:
 
 
 def _moments(images: Any, scale: float) -> tuple[tuple, tuple]:
-  images = _sample(images)  # which gives three digits
+  # Streamed images are dear to decode, and whether a set is streamed must not
+  # matter; a sample gives three digits.
+  images = images[_spread(len(images))]
   count, total, square = 0, np.zeros(images.shape[-1]), np.zeros(1)
   for part in _parts(images):
     pixels = part.reshape(-1, part.shape[-1]).astype(np.float64) / scale
@@ -258,10 +260,14 @@ def _moments(images: Any, scale: float) -> tuple[tuple, tuple]:
 
 
 def _sample(array: Any) -> Any:
-  """At most 2,048 of the rows that must be decoded to be seen."""
-  if isinstance(array, sources.Column) and len(array) > SAMPLED:
-    return array[np.linspace(0, len(array) - 1, SAMPLED).astype(int)]
-  return array
+  """At most `SAMPLED` of the rows, where to see them is to decode them."""
+  streamed = isinstance(array, sources.Column)
+  return array[_spread(len(array))] if streamed else array
+
+
+def _spread(rows: int) -> np.ndarray:
+  """Numbers of at most `SAMPLED` rows, evenly spread."""
+  return np.linspace(0, rows - 1, min(rows, SAMPLED)).astype(int)
 
 
 def _starts(images: Any) -> range:

@@ -25,12 +25,16 @@ class Phase(NamedTuple):
     balanced: True for the balanced fine-tuning after a task's training.
     steps: its global steps.
     epochs: passes over its rows.
+    rows: of one pass, without exemplars that have room of their own.
+    width: of these in a batch.
   """
 
   task: int
   balanced: bool
   steps: range
   epochs: int
+  rows: int
+  width: int
 
   @property
   def per_epoch(self) -> int:
@@ -55,7 +59,7 @@ def phases(
       todo.append((True, recipe.balanced_epochs, rows, recipe.batch))
     for balanced, epochs, rows, width in todo:
       steps = range(start, start + epochs * -(-rows // width))
-      plan.append(Phase(t, balanced, steps, epochs))
+      plan.append(Phase(t, balanced, steps, epochs, rows, width))
       start = steps.stop
   return tuple(plan)
 

@@ -142,6 +142,7 @@ def check(
       f"train.balanced_epochs={recipe.balanced_epochs} has no exemplars to "
       "train on with memory.size=0; use train.balanced_epochs=0"
     )
+  _check_sizes(stream, dataset, recipe)
   for name in ("epochs", "log_every"):
     if getattr(recipe, name) < 1:
       raise ValueError(
@@ -153,6 +154,29 @@ def test_batch(mesh: Mesh, recipe: Recipe) -> int:
   """Samples of an evaluation step; a multiple of the `data` axis."""
   data = mesh.shape["data"]
   return -(-recipe.test_batch // data) * data
+
+
+def _check_sizes(
+  stream: streams.Stream, dataset: data_lib.Dataset, recipe: Recipe
+) -> None:
+  labels, size = dataset.train_labels, recipe.memory or 0
+  there, each = len(labels), ""
+  if recipe.protocol == "per_class" and recipe.selection != "reservoir":
+    there, each = int(np.bincount(labels).max()), " of each class"
+  if size > there:
+    raise ValueError(
+      f"memory.size={size}{each} is more than the {there} training samples"
+      f"{each} in {dataset.name}; use memory.size={there} or less, or -1 to "
+      "keep every sample"
+    )
+  for phase in plan.phases(stream, labels, recipe):
+    if not phase.balanced and phase.rows < phase.width:
+      wide = phase.width if phase.width == recipe.batch else recipe.batch
+      raise ValueError(
+        f"train.batch={wide} has room for {phase.width} samples of task "
+        f"{phase.task}, which has {phase.rows}; use train.batch="
+        f"{phase.rows + wide - phase.width} or less"
+      )
 
 
 def check_room(dataset: data_lib.Dataset, limit: int | None) -> None:

@@ -77,14 +77,14 @@ def arrays(folder: str) -> tuple[list[Part], dict[str, Any]]:
 
 
 def tfds(
-  name: str, folder: str | None, image_key: str, label_key: str
+  name: str, folder: str | None, image: str, label: str
 ) -> tuple[list[Part], dict[str, Any]]:
   """Returns a prepared TFDS set; the images decode when they are indexed."""
   library = _tfds()
   if folder is not None:
     folder = str(pathlib.Path(folder).expanduser())
   builder = _builder(library, name, folder)
-  keys = {"image_key": (image_key, 3), "label_key": (label_key, 0)}
+  keys = {"image": (image, 3), "label": (label, 0)}
   for argument, (key, rank) in keys.items():
     _check_feature(name, builder.info.features, argument, key, rank)
   parts = []
@@ -107,7 +107,7 @@ def tfds(
         library.features.FeaturesDict({key: builder.info.features[key]}),
         key,
       )
-      for key in (image_key, label_key)
+      for key in (image, label)
     )
     parts.append((images, labels[:]))
   return parts, KNOWN.get(name.split(":")[0].split("/")[0], {})
@@ -224,8 +224,13 @@ def _builder(library: Any, name: str, folder: str | None) -> Any:
   except (ValueError, AssertionError) as error:
     raise ValueError(f"data='tfds:{name}': {_line(error)}") from error
   if not builder.is_prepared():
+    where = f"folder={folder!r}"
+    if folder is None:
+      where = "TFDS's own folder (data.folder names another)"
+    elif not pathlib.Path(folder).is_dir():
+      where += ", which does not exist"
     raise ValueError(
-      f"data='tfds:{name}' is not prepared in folder={folder!r}; run "
+      f"data='tfds:{name}' is not prepared in {where}; run "
       f"{_command(name, folder)} (TFDS may ask for pip install "
       "tensorflow-cpu to prepare, reading needs none)"
     )

@@ -368,7 +368,7 @@ def test_help_of_compare_lists_its_own_flags(tmp_path):
   done = program.forked(["--help"], tmp_path, COMPARE)
   assert done.status == 0 and done.err == ""
   flags = re.findall(r"^ +--([\w.]+)", done.out, re.MULTILINE)
-  assert flags == ["suite", "seeds", "data_folder", "out", "runs"]
+  assert flags == ["suite", "seeds", "data_folder", "out", "runs", "note"]
 
 
 def test_help_shows_the_files_values(tmp_path):

@@ -114,6 +114,20 @@ def test_b50_with_five_steps():
   assert sorted(stream.seen(5)) == list(range(100))
 
 
+@pytest.mark.parametrize(
+  ("base", "increment", "tasks"),
+  [(50, 10, 6), (50, 5, 11), (50, 2, 26), (None, 10, 10), (None, 5, 20)],
+)
+def test_the_fields_protocols(base, increment, tasks):
+  stream = streams.class_incremental(
+    100, base=base, increment=increment, order_seed=1993
+  )
+  assert len(stream.tasks) == tasks
+  assert stream.sizes == (base or increment, *[increment] * (tasks - 1))
+  assert sorted(stream.seen(tasks - 1)) == list(range(100))
+  assert stream.order[:3] == (68, 56, 78)  # seed 1993 as the field has it
+
+
 def test_head_and_column_of_each_class():
   stream = streams.class_incremental(5, sizes=(2, 1, 2), order=(3, 0, 4, 2, 1))
   assert stream.tasks == ((3, 0), (4,), (2, 1))

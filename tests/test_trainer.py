@@ -1,4 +1,3 @@
-import time
 from typing import ClassVar
 
 import jax
@@ -41,6 +40,23 @@ def numbers(result):
 def whole():
   """A run from start to end."""
   return train()
+
+
+class Clock:
+  """A clock that goes when a test says so."""
+
+  def __init__(self):
+    self.now = 0.0
+
+  def perf_counter(self):
+    return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  made = Clock()
+  monkeypatch.setattr(progress, "time", made)
+  return made
 
 
 def stop_after(steps):
@@ -225,41 +241,52 @@ class TestStreamed:
     images = np.concatenate([part.images[:n] for part, n in parts])
     np.testing.assert_array_equal(images, held.test_set.images[:21])
 
-  def test_steps_sent_ahead_are_counted_until_they_are_done(self):
+  def test_steps_sent_ahead_are_counted_until_they_are_done(self, clock):
     """The host of a run in memory is done long before its devices."""
     note = progress.Recorder(progress.Progress(), print, 1)
     note.begin(0)
     for _ in range(3):
       with note.waiting():
-        pass
-    time.sleep(0.05)  # the devices, still at work
+        clock.now += 1.0
+      clock.now += 0.25  # sending a step
+    clock.now += 20.0  # the devices, still at work
     note.flush()
-    time.sleep(0.05)  # a test, which is no step
+    clock.now += 400.0  # a test, which is no step
     note.begin(1)
     with note.waiting():
-      pass
-    assert 0.05 <= note.progress().stepped < 0.09
+      clock.now += 1.0
+    assert note.progress().waited == 4.0
+    assert note.progress().stepped == 20.75
 
-  def test_waiting_is_measured(self, monkeypatch):
+  def test_waiting_is_measured(self, monkeypatch, clock):
     """All the time that a slow source takes, and nothing else."""
     run, _ = self.runs("plain")
     read = pipeline.ahead
 
     def slow(*arguments, **options):
       for each in read(*arguments, **options):
-        time.sleep(0.05)  # the fault itself: a disk that is slow
+        clock.now += 3.0
         yield each
 
-    quick = trainer.fit(run)
     monkeypatch.setattr(pipeline, "ahead", slow)
-    late = trainer.fit(run)
-    slept = 0.05 * late.progress.step
-    waited = late.progress.waited
-    assert slept < waited < slept + 0.2 * slept + quick.progress.waited
-    assert late.metrics["waiting_share"] == pytest.approx(
-      waited / (waited + late.progress.stepped)
-    )
-    assert late.metrics["waiting_share"] > quick.metrics["waiting_share"]
+    done = trainer.fit(run._replace(step=Timed(run.step, clock)))
+    # Reading the tests is slow too, and no step waits for it.
+    assert done.progress.waited == 3.0 * done.progress.step
+    assert done.metrics["waiting_share"] == 0.75
+
+
+class Timed:
+  """A compiled step that takes a second."""
+
+  def __init__(self, step, clock):
+    self._step, self._clock = step, clock
+
+  def __call__(self, *arguments):
+    self._clock.now += 1.0
+    return self._step(*arguments)
+
+  def __getattr__(self, name):
+    return getattr(self._step, name)
 
 
 class TestRecipes:
@@ -390,6 +417,32 @@ class TestDivergence:
 
 
 class TestMistakes:
+  @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+      ({"memory": 121}, r"memory\.size=121 is more than the 120 .*; use .*-1"),
+      (
+        {"memory": 21, "protocol": "per_class"},
+        r"memory\.size=21 of each class is more than the 20 training samples",
+      ),
+      (
+        {"batch": 41},
+        r"train\.batch=41 has room for 41 samples of task 0, .*40",
+      ),
+      (
+        {"batch": 50, "replay": 8},
+        r"train\.batch=50 has room for 50 samples of task 0, which has 40",
+      ),
+    ],
+  )
+  def test_more_than_there_is(self, changes, message):
+    with pytest.raises(ValueError, match=message):
+      trainer.train(*tiny.parts(recipe=tiny.RECIPE._replace(**changes)))
+
+  def test_as_much_as_there_is(self):
+    recipe = tiny.RECIPE._replace(memory=120, batch=40)
+    prepare.check(*tiny.parts(recipe=recipe)[:3], recipe)
+
   def test_a_set_that_no_device_holds(self):
     dataset = tiny.dataset()
     prepare.check_room(dataset, None)
