@@ -35,14 +35,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 # Finite, so that a masked class can never make inf - inf.
 MASKED = -1e30
 
 Logits = Float[Array, "b c+1"]
-Targets = Int[Array, " b"]
-Prior = Float[Array, " c+1"]
 Valid = Bool[Array, " c"]
 PerSample = Float[Array, " b"]
 

@@ -24,8 +24,6 @@ from mhil import data as data_lib
 from mhil.recipe import Recipe
 from mhil.run import Run, scalar, start
 
-P = jax.P
-
 
 def build(
   mesh: Mesh,
