@@ -18,11 +18,22 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import bench_heads, bench_pipeline, cli, measure, workdir
+from experiments import (
+  bench_heads,
+  bench_pipeline,
+  bench_rehearsal,
+  cli,
+  measure,
+  workdir,
+)
 from mhil import facts, sharding
 
-# Later: rehearsal, memory, stages, subnets.
-SUITES = {"heads": bench_heads.SUITE, "pipeline": bench_pipeline.SUITE}
+# Later: memory, stages, subnets.
+SUITES = {
+  "heads": bench_heads.SUITE,
+  "pipeline": bench_pipeline.SUITE,
+  "rehearsal": bench_rehearsal.SUITE,
+}
 
 
 def define_flags() -> None:
