@@ -21,6 +21,7 @@ from absl import flags
 from experiments import (
   bench_heads,
   bench_pipeline,
+  bench_rehearsal,
   bench_resnet,
   cli,
   measure,
@@ -28,10 +29,11 @@ from experiments import (
 )
 from mhil import facts, sharding
 
-# Later: rehearsal, memory, stages, subnets.
+# Later: memory, stages, subnets.
 SUITES = {
   "heads": bench_heads.SUITE,
   "pipeline": bench_pipeline.SUITE,
+  "rehearsal": bench_rehearsal.SUITE,
   "resnet": bench_resnet.SUITE,
 }
 

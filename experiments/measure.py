@@ -118,23 +118,35 @@ def compare(cases: Sequence[Case], repetitions: int) -> list[dict[str, Any]]:
     For each case its labels, `cost`, and the medians `ms` on the wall and
     `cpu_ms` over all of the process's threads; `walls` holds every time.
   """
-  steppers = [Stepper(run, task) for _, run, task in cases]
-  walls: list[list[float]] = [[] for _ in cases]
-  cpus: list[list[float]] = [[] for _ in cases]
-  for repetition in range(-2, repetitions):
-    order = range(len(cases))
-    for i in order if repetition % 2 == 0 else reversed(order):
-      wall, cpu = time.perf_counter(), time.process_time()
-      steppers[i]()
-      if repetition >= 0:
-        walls[i].append(1e3 * (time.perf_counter() - wall))
-        cpus[i].append(1e3 * (time.process_time() - cpu))
+  walls, cpus = turns(
+    [Stepper(run, task) for _, run, task in cases], repetitions
+  )
   rows = [labels | cost(run) for labels, run, _ in cases]
   for row, wall_ms, cpu_ms in zip(rows, walls, cpus, strict=True):
     row["ms"] = statistics.median(wall_ms)
     row["cpu_ms"] = statistics.median(cpu_ms)
     row["walls"] = wall_ms
   return rows
+
+
+def turns(
+  steppers: Sequence[Callable[[], None]], repetitions: int
+) -> tuple[list[list[float]], list[list[float]]]:
+  """Milliseconds of each stepper, on the wall and of all threads' processors.
+
+  They are called in turn, forwards and backwards, after two rounds to warm up.
+  """
+  walls: list[list[float]] = [[] for _ in steppers]
+  cpus: list[list[float]] = [[] for _ in steppers]
+  for repetition in range(-2, repetitions):
+    order = range(len(steppers))
+    for i in order if repetition % 2 == 0 else reversed(order):
+      wall, cpu = time.perf_counter(), time.process_time()
+      steppers[i]()
+      if repetition >= 0:
+        walls[i].append(1e3 * (time.perf_counter() - wall))
+        cpus[i].append(1e3 * (time.process_time() - cpu))
+  return walls, cpus
 
 
 def ratio(row: dict[str, Any], reference: dict[str, Any]) -> float:

@@ -3,8 +3,9 @@
 Letters used alike in einsums, shape annotations and comments:
 
   b  batch            c  classes of a head    d  features
-  f  hidden units     h  heads                l  heads held by one device
-  m  buffer slots     n  subnets              s  stages
+  f  hidden units     g  groups of a buffer   h  heads
+  l  heads held by one device                 m  buffer slots
+  n  subnets          r  rows drawn           s  stages
   t  tasks            w  workers
 
 Arrays of the bank of heads start with `l h`: head `i` is entry
@@ -19,6 +20,7 @@ from mhil.version import __version__
 __all__ = [
   "__version__",
   "augment",
+  "buffer",
   "checkpoint",
   "config",
   "data",
@@ -30,6 +32,7 @@ __all__ = [
   "optimizers",
   "plots",
   "recipe",
+  "rehearsal",
   "sharding",
   "streams",
   "trainer",

@@ -1,0 +1,153 @@
+"""Suite `rehearsal`: what drawing and storing cost, alone and in a step.
+
+(a) draws and stores alone, by devices and size of the buffer; (b) a training
+step that rehearses, beside one that finds as many samples in memory.
+"""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from experiments import measure
+from experiments import rehearsal_steps as steps
+from experiments.rehearsal_steps import CLASSES, WIDTHS, Case, Setup
+from mhil import sharding
+
+DEVICES = (1, 2, 4, 8)
+REPETITIONS = 21
+SETUPS = Setup(32), Setup(32, 128, 32, 128), Setup(224), Setup(224, 56, 14, 56)
+# All buffers of a side are held at once. 100,000 rows of 224x224x3 are 15 GB.
+MOST_BYTES = 2**32
+SIZES = {32: (1_000, 10_000, 100_000), 224: (1_000, 25_000)}
+WHOLE_STEPS = Setup(32), Setup(224)
+
+
+def alone(
+  setups: Sequence[Setup] = SETUPS,
+  devices: Sequence[int] = DEVICES,
+  sizes: dict[int, Sequence[int]] | None = None,
+  repetitions: int = REPETITIONS,
+) -> measure.Table:
+  """(a) A draw and a store by themselves."""
+  rows: list[dict[str, Any]] = []
+  for setup in setups:
+    for n in (n for n in devices if n <= len(jax.devices())):
+      cases = [Case(setup, size, n) for size in (sizes or SIZES)[setup.side]]
+      rows += _alone(cases, n, repetitions)
+  columns = {
+    **{"side": "pixels", "bcr": "b/c/r", "devices": "devices"},
+    **{"size": "rows", "draw_ms": "ms a draw", "store_ms": "ms a store"},
+    **{"growth": "draw, ratio to first size", "grown": "store, ratio"},
+    **{"temporary": "temporary MiB", "all_to_all": "all-to-all"},
+    **{"chunk": "chunk", "moved": "bytes moved"},
+    **{"wanted": "bytes wanted", "padding": "bytes of padding"},
+  }
+  note = (
+    f"Policy `per_class`, {CLASSES} classes, uint8 rows of side x side x 3; "
+    "b, c, r for each device, the size of the buffer over all of them, and "
+    "full. Times are of all devices together, medians of "
+    f"{repetitions} repetitions taken in turn. Temporary memory of the larger "
+    "program and bytes of one exchange are per device, from the compiled "
+    "programs. At 224x224 what is held at once stays within "
+    f"{MOST_BYTES / 2**30:.0f} GiB, so that buffer ends at "
+    f"{SIZES[224][-1]:,} rows."
+  )
+  title = "Draws and stores alone"
+  return measure.Table(title, note, columns, rows, _read_alone(rows))
+
+
+def _alone(cases: list[Case], n: int, repetitions: int) -> list[dict[str, Any]]:
+  pairs = [(case.drawer(), case.storer()) for case in cases]
+  steppers = [program[0] for pair in pairs for program in pair]
+  walls, _ = measure.turns(steppers, repetitions)
+  rows = []
+  for i, (case, pair) in enumerate(zip(cases, pairs)):
+    found = sharding.collectives(pair[0][1], case.mesh)
+    usage = [program.memory_analysis() for _, program in pair]
+    draws, stores = walls[2 * i : 2 * i + 2]
+    rows.append(
+      case.setup.labels(n)
+      | {"size": case.size, "chunk": case.chunk or "-", "walls": draws}
+      | {"draw_ms": statistics.median(draws)}
+      | {"store_ms": statistics.median(stores)}
+      | {"growth": measure.ratio({"walls": draws}, {"walls": walls[0]})}
+      | {"grown": measure.ratio({"walls": stores}, {"walls": walls[1]})}
+      | {"temporary": max(use.temp_size_in_bytes for use in usage if use)}
+      | {"all_to_all": len(found), "moved": sum(c.bytes for c in found)}
+      | case.traffic()._asdict()
+    )
+  return rows
+
+
+def _read_alone(rows: list[dict[str, Any]]) -> list[str]:
+  lines = []
+  for side in dict.fromkeys(row["side"] for row in rows):
+    mine = [row for row in rows if row["side"] == side]
+    large = [row for row in mine if row["size"] == mine[-1]["size"]]
+    draws, stores = ([row[key] for row in large] for key in ("growth", "grown"))
+    lines.append(
+      f"{side}x{side}: with {mine[-1]['size']:,} rows a draw takes "
+      f"{min(draws):.2f} to {max(draws):.2f} times as long as with "
+      f"{mine[0]['size']:,}, a store {min(stores):.2f} to {max(stores):.2f} "
+      f"times; temporary memory differs by {max(_apart(mine)):,} bytes at most."
+    )
+  moved = [row for row in rows if row["all_to_all"]]
+  right = sum(row["moved"] == row["wanted"] + row["padding"] for row in moved)
+  lines.append(
+    f"Of {len(moved)} programs on several devices {right} move what is "
+    "stated, in "
+    f"{max((row['all_to_all'] for row in moved), default=0)} all-to-all."
+  )
+  return lines
+
+
+def _apart(rows: list[dict[str, Any]]) -> list[int]:
+  """How much temporary memory differs between sizes of the buffer."""
+  kinds: dict[tuple, list[int]] = {}
+  for row in rows:
+    kind = row["bcr"], row["devices"]
+    kinds.setdefault(kind, []).append(row["temporary"])
+  return [max(found) - min(found) for found in kinds.values()]
+
+
+def whole(
+  setups: Sequence[Setup] = WHOLE_STEPS,
+  devices: Sequence[int] = DEVICES,
+  size: int = 1_000,
+  repetitions: int = REPETITIONS,
+) -> measure.Table:
+  """(b) A training step with b + r samples, from memory or rehearsed."""
+  rows = []
+  for setup in setups:
+    for n in (n for n in devices if n <= len(jax.devices())):
+      case = Case(setup, size, n)
+      both = [steps.plain(case), steps.rehearsing(case)]
+      walls, _ = measure.turns(both, repetitions)
+      plain, ours = ({"walls": each} for each in walls)
+      rows.append(
+        setup.labels(n)
+        | {"plain_ms": statistics.median(walls[0])}
+        | {"ms": statistics.median(walls[1]), "walls": walls[1]}
+        | {"growth": measure.ratio(ours, plain)}
+      )
+  columns = {
+    **{"side": "pixels", "bcr": "b/c/r", "devices": "devices"},
+    **{"plain_ms": "ms, b + r from memory", "ms": "ms, rehearsing"},
+    "growth": "ratio",
+  }
+  note = (
+    f"Convnet {WIDTHS[0]}-{WIDTHS[1]}, plain SGD, gradients summed over the "
+    f"devices; a buffer of {size:,} rows. Both steps train on b + r samples a "
+    "device. One gathers all of them from samples in memory; the other gathers "
+    "b, takes r that the step before drew, draws for the next and stores of "
+    f"its own. Medians of {repetitions} repetitions taken in turn; the ratio "
+    "is the median within a repetition."
+  )
+  most = max(row["growth"] for row in rows)
+  reading = [f"Rehearsal costs {100 * (most - 1):.1f} % of a step at most."]
+  return measure.Table("Share of a step", note, columns, rows, reading)
+
+
+SUITE = measure.Suite(max(DEVICES), (alone, whole))
