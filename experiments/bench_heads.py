@@ -49,7 +49,7 @@ class Setup(NamedTuple):
   branch: Callable[[int], networks.Branch]  # from the number of logits
   side: int = 32  # pixels
   batch: int = 32
-  samples: int = 320  # in all, the same for any number of tasks
+  samples: int = 640  # in all, the same for any number of tasks
 
 
 CONVNET = Setup(

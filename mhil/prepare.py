@@ -169,11 +169,11 @@ def _check_sizes(
     )
   for phase in plan.phases(stream, labels, recipe):
     if not phase.balanced and phase.rows < phase.width:
-      wide = phase.width if phase.width == recipe.batch else recipe.batch
+      most = recipe.batch - phase.width + phase.rows
       raise ValueError(
-        f"train.batch={wide} has room for {phase.width} samples of task "
-        f"{phase.task}, which has {phase.rows}; use train.batch="
-        f"{phase.rows + wide - phase.width} or less"
+        f"train.batch={recipe.batch} has room for {phase.width} samples of "
+        f"task {phase.task}, which has {phase.rows}; use train.batch={most} "
+        "or less"
       )
 
 

@@ -21,7 +21,7 @@ from mhil import inputs, networks, phases
 from mhil import run as run_lib
 
 FLAT = tuple(bench_heads.FLAT)
-TINY = {"side": 8, "batch": 8, "samples": 64}
+TINY = {"side": 8, "batch": 8, "samples": 160}
 SMALL = bench_heads.Setup(
   "small mlp",
   lambda logits: networks.mlp(192, logits, (64,), axis="data"),
