@@ -1,4 +1,4 @@
-"""Fashion-MNIST, 20,000 images, as 5 tasks of 2 classes; 500 exemplars.
+"""Fashion-MNIST, 12,000 images, as 5 tasks of 2 classes; 1,000 exemplars.
 
   python -m experiments.train --config=configs/fashion_5x2.py \\
     --config.data.folder=DIR
@@ -12,10 +12,10 @@ from mhil import config
 def get_config() -> config.Config:
   return config.Config(
     mesh=config.Mesh(head=5),
-    data=config.Data(name="tfds:fashion_mnist", limit=2000),
+    data=config.Data(name="tfds:fashion_mnist", limit=1200, augment=False),
     stream=config.Stream(increment=2),
-    network=config.Network(name="convnet", widths=(16, 32), norm="group"),
-    memory=config.Memory(size=500),
-    optimizer=config.Optimizer(learning_rate=3e-3, schedule="cosine"),
-    train=config.Train(epochs=4, batch=64),
+    network=config.Network(name="convnet", widths=(8, 16, 32)),
+    memory=config.Memory(size=1000),
+    optimizer=config.Optimizer(learning_rate=4e-3, schedule="cosine"),
+    train=config.Train(epochs=2, batch=32),
   )

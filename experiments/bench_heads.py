@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments import measure
 from mhil import (
+  compiling,
   data,
   losses,
   networks,
@@ -244,12 +245,11 @@ def closed(
 ) -> measure.Table:
   """(c) One device holds `held` heads, few or all of them open."""
   one, many = build(setup, 1), build(setup, held)
-  cases: list[tuple[dict[str, Any], run_lib.Run, int]]
-  cases = [({"held": 1, "open": 1}, one, 0)]
+  cases: list[measure.Case] = [({"held": 1, "open": 1}, one, 0)]
   for n in sorted({1, held // 4, held}):
     cases.append(({"held": held, "open": n}, many, n - 1))
-  with measure.counting() as compiled:
-    rows = measure.compare(cases, repetitions)
+  before = compiling.count()
+  rows = measure.compare(cases, repetitions)
   for row in rows:
     row["growth"] = measure.ratio(row, rows[-1])
   columns = {"held": "heads held", "open": "open", **COST, "ms": "ms a step"}
@@ -260,7 +260,7 @@ def closed(
     f"{repetitions} repetitions taken in turn. FLOPs and bytes count the "
     "loop's body once."
   )
-  reading = _read_closed(rows, len(compiled))
+  reading = _read_closed(rows, compiling.count() - before)
   return measure.Table("Closed heads", note, columns, rows, reading)
 
 

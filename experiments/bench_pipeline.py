@@ -42,7 +42,7 @@ class Source(NamedTuple):
   streamed: bool
 
 
-def noise(images: int, mapped: bool = False) -> data.Dataset:
+def noise(images: int, classes: int = 10, mapped: bool = False) -> data.Dataset:
   """The shape and the augmentation of CIFAR-10, from memory or a file."""
   rng = np.random.default_rng(0)
   pixels = rng.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
@@ -51,10 +51,10 @@ def noise(images: int, mapped: bool = False) -> data.Dataset:
       np.save(file, pixels)
       file.flush()
       pixels = np.load(file.name, mmap_mode="r")
-  labels = np.arange(images, dtype=np.int32) % 10
+  labels = np.arange(images, dtype=np.int32) % classes
   sets = pixels, labels, pixels[:256], labels[:256]
   return data.Dataset(
-    "noise", *sets, 10, 255.0, (0.5,) * 3, (0.3,) * 3, 4, True
+    "noise", *sets, classes, 255.0, (0.5,) * 3, (0.3,) * 3, 4, True
   )
 
 

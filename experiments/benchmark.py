@@ -22,6 +22,7 @@ from experiments import (
   bench_heads,
   bench_pipeline,
   bench_rehearsal,
+  bench_resnet,
   cli,
   measure,
   workdir,
@@ -33,6 +34,7 @@ SUITES = {
   "heads": bench_heads.SUITE,
   "pipeline": bench_pipeline.SUITE,
   "rehearsal": bench_rehearsal.SUITE,
+  "resnet": bench_resnet.SUITE,
 }
 
 
@@ -42,6 +44,9 @@ def define_flags() -> None:
   flags.DEFINE_string("out", None, "FILE.json; FILE.md is written beside it.")
   flags.DEFINE_string(
     "folder", None, "TFDS folder with cifar100, which adds rows to `pipeline`."
+  )
+  flags.DEFINE_float(
+    "peak", None, "For `resnet`: the device's 10^12 operations a second."
   )
 
 

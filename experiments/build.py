@@ -16,6 +16,7 @@ from mhil import (
   prepare,
   sharding,
   streams,
+  validation,
 )
 from mhil.recipe import Recipe
 
@@ -40,7 +41,7 @@ def parts(config: config_lib.Config) -> Parts:
   Raises:
     ValueError: names the field, its value and the fix.
   """
-  config_lib.validate(config)
+  validation.validate(config)
   sharding.simulate(min(devices(config.mesh), SIMULATED))
   dataset = data.load(
     config.data.name,
@@ -49,6 +50,7 @@ def parts(config: config_lib.Config) -> Parts:
     label_key=config.data.label,
     limit=config.data.limit or None,
     stream=config.data.streamed,
+    augment=config.data.augment,
   )
   stream = make_stream(config.stream, dataset.classes)
   mesh = make_mesh(config.mesh, len(stream.tasks))

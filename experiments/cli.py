@@ -16,7 +16,7 @@ from absl import app, flags, logging
 from ml_collections.config_flags import config_flags
 
 from mhil import config as config_lib
-from mhil import trainer
+from mhil import trainer, validation
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 OURS = {pathlib.Path(m).resolve().parent for m in (__file__, trainer.__file__)}
@@ -133,7 +133,7 @@ def _parse(argv: list[str], config: bool) -> list[str]:
     if config:
       define_config()
     if any(word in HELP for word in argv[1:]):
-      print(_help())
+      print(_help(config))
       sys.exit(0)
     rest = flags.FLAGS(argv)
   except UserError as error:
@@ -154,7 +154,7 @@ def _guarded(main: Callable[[], None]) -> None:
     main()
   except UserError as error:
     _fail(error)
-  except (trainer.Diverged, FloatingPointError) as error:
+  except trainer.Diverged as error:
     _fail(error, 1)
 
 
@@ -208,23 +208,20 @@ def _wrong_value(message: str) -> str:
   field, value = match.groups()
   default = _fields()[field]
   return (
-    f"{field}={value!r} is not {config_lib.KINDS[type(default)]}; use for "
+    f"{field}={value!r} is not {validation.KINDS[type(default)]}; use for "
     f"instance {override(field, default)}"
   )
 
 
-def _help() -> str:
+def _help(config: bool) -> str:
   """The program's docstring, its flags and every field with its value."""
   main = sys.modules["__main__"]
   own = flags.FLAGS.get_key_flags_for_module(main)
   lines = [f"  --{f.name:<12} {f.help}" for f in own if f.name != "config"]
-  values = config_lib.flatten(config_lib.to_dict(load_config(config_file())))
-  return "\n".join(
-    [
-      (main.__doc__ or "").strip(),
-      "\nFlags:",
-      *lines,
+  if config:
+    values = config_lib.flatten(config_lib.to_dict(load_config(config_file())))
+    lines += [
       "  --config       File in configs/; these are its fields and values:",
       *(f"    {override(field, value)}" for field, value in values.items()),
     ]
-  )
+  return "\n".join([(main.__doc__ or "").strip(), "\nFlags:", *lines])

@@ -1,7 +1,9 @@
 """Runs a list of configurations and seeds into one table.
 
   python -m experiments.compare --suite=digits --seeds=5
+  python -m experiments.compare --suite=fashion_5x2 --seeds=3 --data_folder=DIR
 
+DIR holds the TFDS set of the suite's configuration, prepared.
 Writes OUT.md and OUT.csv after every run. A run that is done is not run
 again, so an interrupted comparison goes on where it was.
 """
@@ -19,12 +21,17 @@ from absl import flags
 
 from experiments import build, cli, suites, train, workdir
 from mhil import config as config_lib
-from mhil import sharding
+from mhil import sharding, validation
 
 _SUITE = flags.DEFINE_enum(
   "suite", "digits", sorted(suites.SUITES), "Which rows to compare."
 )
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds of each row.", lower_bound=1)
+_DATA = flags.DEFINE_string(
+  "data_folder",
+  None,
+  "Where TFDS keeps its sets; its own default if not given.",
+)
 _OUT = flags.DEFINE_string(
   "out", None, "Table without its ending; default docs/results/SUITE."
 )
@@ -44,7 +51,9 @@ COLUMNS = {
 def main() -> None:
   """Runs what is missing and writes the table."""
   rows = suites.SUITES[_SUITE.value]
-  configs = [[configure(row, seed) for seed in _seeds()] for row in rows]
+  configs = [
+    [configure(row, seed, _DATA.value) for seed in _seeds()] for row in rows
+  ]
   with cli.checking():
     sharding.simulate(max(build.devices(c.mesh) for cs in configs for c in cs))
   out = pathlib.Path(_OUT.value or f"docs/results/{_SUITE.value}")
@@ -65,15 +74,42 @@ def main() -> None:
   print(out.with_suffix(".md").read_text())
 
 
-def configure(row: suites.Row, seed: int) -> config_lib.Config:
-  """The row's configuration; the seed moves the class order too."""
+def configure(
+  row: suites.Row, seed: int, folder: str | None = None
+) -> config_lib.Config:
+  """The row's configuration; the seed moves the class order too.
+
+  Args:
+    row: of a suite.
+    seed: of the run and of its class order.
+    folder: where the row's TFDS set is prepared; None leaves the row's own.
+
+  Raises:
+    UserError: for a folder that is missing, or that the row does not read.
+  """
   config = cli.load_config(cli.CONFIGS / f"{row.config}.py")
   moved = {"seed": seed, "stream.order_seed": seed}
   for field, value in (dict(row.overrides) | moved).items():
     config_lib.assign(config, field, value)
+  if folder is not None:
+    _check_folder(config.data.name, folder)
+    config.data.folder = folder
   with cli.checking():
-    config_lib.validate(config)
+    validation.validate(config)
   return config
+
+
+def _check_folder(name: str, folder: str) -> None:
+  if not name.startswith("tfds:"):
+    raise cli.UserError(
+      f"--data_folder={folder} is not read for data.name={name}; use it with "
+      "a suite of a tfds: set, or leave it out"
+    )
+  if not pathlib.Path(folder).expanduser().is_dir():
+    raise cli.UserError(
+      f"--data_folder={folder} is not a folder; name the one that holds the "
+      f"prepared set {name.removeprefix('tfds:')}"
+    )
 
 
 def finish(config: config_lib.Config, folder: pathlib.Path) -> dict[str, Any]:
@@ -136,9 +172,11 @@ def _cells(label: str, runs: list[dict[str, Any]]) -> list[str]:
 def _about(run: dict[str, Any]) -> list[str]:
   versions = ", ".join(f"{k} {v}" for k, v in run["versions"].items())
   memory = run["memory"]
+  # Where the data lie on this machine is nobody's business.
+  given = " --data_folder=DIR" if _DATA.value is not None else ""
   return [
     f"`python -m experiments.compare --suite={_SUITE.value} "
-    f"--seeds={_SEEDS.value}`, {datetime.date.today()}; mhil "
+    f"--seeds={_SEEDS.value}{given}`, {datetime.date.today()}; mhil "
     f"{importlib.metadata.version('mhil')}, {versions}; "
     f"{len(run['devices'])} devices ({run['devices'][0]} ..).",
     "",

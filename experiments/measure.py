@@ -4,19 +4,20 @@ Costs are XLA's own, of the program that one device runs. Times are those of
 steps taken in turn, so that a busy machine slows all of them alike.
 """
 
-import contextlib
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.monitoring
 import numpy as np
 
 from mhil import inputs, memory, phases, sharding
 from mhil import run as run_lib
+
+# Labels, a run, and which of its tasks to train.
+Case = tuple[dict[str, Any], run_lib.Run, int]
 
 
 class Table(NamedTuple):
@@ -55,7 +56,7 @@ class Stepper:
   def __init__(self, run: run_lib.Run, task: int):
     """Opens `task` of a run whose heads are fresh."""
     self.run, state = run, run_lib.start(run)
-    phase = next(phase for phase in run.phases if phase.task == task)
+    phase = run.phases_of(task)[0]
     kept: memory.Kept = {}
     for earlier in range(task):
       kept = phases.keep(run, state, earlier, kept)
@@ -66,6 +67,11 @@ class Stepper:
 
   def __call__(self) -> None:
     """Takes one step and waits for it."""
+    self.step()
+    self.wait()
+
+  def step(self) -> None:
+    """Sends one step to the devices."""
     epoch, i = divmod(self._done, self._feed.phase.per_epoch)
     if i == 0:
       self._epoch = inputs.batches(self.run, self._feed, epoch)
@@ -73,7 +79,9 @@ class Stepper:
     self._state = self.run.step(
       self._state, self._epoch, self._feed.task, self.run.train_set
     )
-    # Also what `Run.one_at_a_time` asks for, so that all are treated alike.
+
+  def wait(self) -> None:
+    """Waits for the steps sent; see also `Run.one_at_a_time`."""
     jax.block_until_ready(self._state)
 
 
@@ -98,13 +106,11 @@ def cost(run: run_lib.Run) -> dict[str, float]:
   }
 
 
-def compare(
-  cases: Sequence[tuple[dict[str, Any], run_lib.Run, int]], repetitions: int
-) -> list[dict[str, Any]]:
+def compare(cases: Sequence[Case], repetitions: int) -> list[dict[str, Any]]:
   """Costs and times of steps that are taken in turn.
 
   Args:
-    cases: labels, a run, and which of its tasks to train.
+    cases: what to measure.
     repetitions: steps of each, forwards and backwards through the cases,
       after two to warm up.
 
@@ -153,25 +159,6 @@ def ratio(row: dict[str, Any], reference: dict[str, Any]) -> float:
   return statistics.median(a / b for a, b in pairs)
 
 
-@contextlib.contextmanager
-def counting() -> Iterator[list[str]]:
-  """Collects an entry for every program that XLA compiles meanwhile."""
-  found: list[str] = []
-  listening = True
-
-  def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
-    del duration_secs, kwargs
-    if listening and event.endswith("backend_compile_duration"):
-      found.append(event)
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  try:
-    yield found
-  finally:
-    # JAX has no public way to take a listener off again.
-    listening = False
-
-
 def spread(values: Sequence[float]) -> float:
   """How far the largest lies above the smallest, as a fraction."""
   low, high = min(values), max(values)
@@ -213,6 +200,8 @@ def _cell(key: str, value: Any) -> str:
     return f"{value / 2**20:.2f}"
   if key in ("flops", "accessed"):
     return f"{value / 1e6:.1f}"
+  if value is None:
+    return "?"
   if isinstance(value, float):
     return f"{value:.2f}" if value < 10 else f"{value:.0f}"
   return f"{value:,}" if isinstance(value, int) else str(value)

@@ -22,18 +22,40 @@ CE = {"loss.name": "ce"}
 OFF = {"loss.correction": "off"}
 
 
+def _learned(config: str) -> Row:
+  return Row("D-CE learned", config)
+
+
+def _ce(config: str) -> Row:
+  return Row("CE", config, CE)
+
+
+def _none(config: str) -> Row:
+  return Row("D-CE none (floor)", config, {"loss.reference": "none"})
+
+
+def _fine_tuning(config: str) -> Row:
+  return Row("fine-tuning (lower bound)", config, CE | OFF | {"memory.size": 0})
+
+
+def _control(config: str) -> Row:
+  return Row(
+    "D-CE, learning rate 0 (control)", config, {"optimizer.learning_rate": 0.0}
+  )
+
+
 def _losses(config: str) -> list[Row]:
   return [
-    Row("D-CE learned", config),
+    _learned(config),
     Row("distributed CE", config, {"loss.name": "distributed_ce"}),
-    Row("CE", config, CE),
-    Row("D-CE none (floor)", config, {"loss.reference": "none"}),
+    _ce(config),
+    _none(config),
     Row(
       "joint training (upper bound)",
       config,
       CE | {"memory.size": -1, "train.from_scratch": True},
     ),
-    Row("fine-tuning (lower bound)", config, CE | OFF | {"memory.size": 0}),
+    _fine_tuning(config),
   ]
 
 
@@ -49,10 +71,10 @@ SUITES: dict[str, list[Row]] = {
       "CE, old heads readout", "digits", CE | {"train.train_heads": "readout"}
     ),
     Row("D-CE, old heads frozen", "digits", {"train.train_heads": "new"}),
-    Row(
-      "D-CE, learning rate 0 (control)",
-      "digits",
-      {"optimizer.learning_rate": 0.0},
-    ),
+    _control("digits"),
+  ],
+  "fashion_5x2": [*_losses("fashion_5x2"), _control("fashion_5x2")],
+  "cifar10_5x2": [
+    make("cifar10_5x2") for make in (_learned, _ce, _none, _fine_tuning)
   ],
 }

@@ -21,22 +21,27 @@ from experiments import build, cli, workdir
 from mhil import checkpoint, data, trainer
 from mhil import config as config_lib
 
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Where results go; default runs/<config>-<time>."
-)
-_RESUME = flags.DEFINE_bool(
-  "resume", False, "Go on from the newest checkpoint in --workdir."
-)
-_QUIET = flags.DEFINE_bool("quiet", False, "No progress bar.")
+
+def define_flags() -> None:
+  """Defines the flags; only for the program, as others import `train`."""
+  flags.DEFINE_string(
+    "workdir", None, "Where results go; default runs/<config>-<time>."
+  )
+  flags.DEFINE_bool(
+    "resume", False, "Go on from the newest checkpoint in --workdir."
+  )
+  flags.DEFINE_bool("quiet", False, "No progress bar.")
 
 
 def main() -> None:
   """Reads the flags and runs one experiment."""
-  config = flags.FLAGS.config
-  if _RESUME.value and not _WORKDIR.value:
+  given = flags.FLAGS
+  if given.resume and not given.workdir:
     raise cli.UserError("--resume needs to know the run; add --workdir=DIR")
-  folder = pathlib.Path(_WORKDIR.value or _default_workdir())
-  numbers = train(config, folder, resume=_RESUME.value, bar=not _QUIET.value)
+  folder = pathlib.Path(given.workdir or _default_workdir())
+  numbers = train(
+    given.config, folder, resume=given.resume, bar=not given.quiet
+  )
   if numbers is None:
     print(f"resume with: {_resume_command(folder)}")
     return
@@ -138,12 +143,13 @@ def _default_workdir() -> str:
 
 def _resume_command(folder: pathlib.Path) -> str:
   words = ["python -m experiments.train", shlex.join(sys.argv[1:])]
-  if not _WORKDIR.value:
+  if not flags.FLAGS.workdir:
     words.append(shlex.quote(f"--workdir={folder}"))
-  if not _RESUME.value:
+  if not flags.FLAGS.resume:
     words.append("--resume")
   return " ".join(filter(None, words))
 
 
 if __name__ == "__main__":
+  define_flags()
   cli.run(main, config=True)

@@ -84,15 +84,6 @@ def normalise(
   return (images.astype(jnp.float32) / scale - shift) / spread
 
 
-def take_rows(
-  table: Num[Array, "n ..."], index: Int[Array, "b"]
-) -> Num[Array, "b ..."]:
-  """Returns the rows `index` of `table`; padding (-1) reads row 0."""
-  return table.at[jnp.maximum(index, 0)].get(
-    out_sharding=jax.typeof(index).sharding
-  )
-
-
 def _crop_and_flip(
   images: Pixels,
   key: Key[Array, ""],

@@ -79,12 +79,6 @@ def flatten(leaf):
   return leaf.reshape(-1, *leaf.shape[2:])
 
 
-def params_of(bank: Bank, head: int) -> Tree:
-  """Parameters of one head, without the leading axes."""
-  width = bank.loss.shape[1]
-  return jax.tree.map(lambda x: x[divmod(head, width)], bank.params)
-
-
 def place(tree: Tree, mesh: Mesh) -> Tree:
   """Lays arrays `[l, h, ...]` over the mesh's `head` axis."""
   return jax.device_put(tree, NamedSharding(mesh, SPEC))

@@ -2,8 +2,8 @@
 
 A save is a folder that appears whole or not at all, with the hash of each of
 its files inside. A restore checks them, says what is damaged and goes back to
-the newest sound save. Arrays `[l, h, ...]` that were
-saved on a mesh with another `head` axis are dealt anew, in order.
+the newest sound save. Arrays `[l, h, ...]` that were saved on a mesh with
+another `head` axis are dealt anew, in order.
 """
 
 import hashlib
@@ -63,10 +63,10 @@ class Checkpoints:
     Raises:
       FloatingPointError: if a number is NaN or infinite; nothing is saved.
     """
+    self._check_finite(step, state)
     if step in self._manager.all_steps():
       return
     self._manager.wait_until_finished()
-    self._check_finite(step, state)
     self._writing = step
     shapes = [list(x.shape) for x in jax.tree.leaves(state)]
     self._manager.save(
@@ -135,10 +135,11 @@ class Checkpoints:
     for (path, leaf), good in zip(jax.tree.leaves_with_path(state), finite):
       if not good:
         last = self.newest()
+        where = "none was saved" if last is None else f"step {last}"
         raise FloatingPointError(
           f"{_place(path, leaf)} became NaN or infinite by step {step}; last "
-          f"good checkpoint: {'none was saved' if last is None else last}; "
-          "lower optimizer.learning_rate or look at the data"
+          f"good checkpoint: {where}; lower optimizer.learning_rate or look "
+          "at the data"
         )
 
   def _set_aside(self, step: int) -> None:

@@ -1,6 +1,6 @@
 """How often XLA compiles: counted from its own events, not assumed."""
 
-import jax
+import jax.monitoring
 
 _EVENT = "/jax/core/compile/backend_compile_duration"
 _count = 0

@@ -1,4 +1,4 @@
-"""The typed configuration of an experiment, and its validation.
+"""The typed configuration of an experiment.
 
 A file in `configs/` returns a `Config` from `get_config()`; `--config.FIELD=`
 overrides a field. Library functions take plain arguments, never a config.
@@ -27,6 +27,7 @@ class Data:
   `image` and `label` name the features of a TFDS set; `limit` keeps so many
   images of each class in each split, 0 all. `streamed`: images are read as
   they are needed, for a set that the memory of a device does not hold.
+  `augment` crops and flips training images as the set's own defaults say.
   """
 
   name: str = "digits"
@@ -35,6 +36,7 @@ class Data:
   label: str = "label"
   limit: int = 0
   streamed: bool = False
+  augment: bool = True
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -161,101 +163,6 @@ class Config:
   checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
 
 
-RESNETS = ("resnet20", "resnet32", "resnet110", "resnet18")
-CHOICES = {
-  "network.name": ("mlp", "convnet", *RESNETS),
-  "network.dtype": ("float32", "bfloat16"),
-  "network.norm": ("none", "batch", "group"),
-  "loss.name": ("dce", "distributed_ce", "ce"),
-  "loss.reference": ("learned", "zero", "per_class", "none"),
-  "loss.correction": ("auto", "on", "off"),
-  "optimizer.name": ("adam", "sgd"),
-  "optimizer.schedule": ("constant", "cosine", "steps"),
-  "memory.protocol": ("total", "floor", "per_class"),
-  "memory.selection": ("random", "herding", "reservoir"),
-  "train.train_heads": ("all", "readout", "new"),
-}
-KINDS: dict[type, str] = {
-  bool: "true or false",
-  int: "a whole number",
-  float: "a number",
-  str: "text",
-  tuple: "a tuple of whole numbers",
-}
-INF = float("inf")
-# Smallest and largest value. A learning rate of 0 is the control that must
-# not learn; numpy takes no seed of more than 32 bits.
-RANGE: dict[str, tuple[float, float]] = {
-  "seed": (0, 2**32 - 1),
-  "mesh.data": (1, INF),
-  "mesh.head": (1, INF),
-  "mesh.stage": (1, INF),
-  "mesh.subnet": (1, INF),
-  "stream.base": (0, INF),
-  "stream.increment": (1, INF),
-  "stream.order_seed": (-1, 2**32 - 1),
-  "data.limit": (0, INF),
-  "loss.smoothing": (0, 0.99),
-  "memory.size": (-1, INF),
-  "optimizer.clip": (0, INF),
-  "optimizer.factor": (0, 1),
-  "optimizer.warm_up": (0, INF),
-  "train.replay": (0, INF),
-  "train.balanced_epochs": (0, INF),
-  "train.balanced_rate": (0, INF),
-  "optimizer.learning_rate": (0, INF),
-  "optimizer.momentum": (0, 1),
-  "optimizer.weight_decay": (0, INF),
-  "train.epochs": (1, INF),
-  "train.batch": (1, INF),
-  "train.log_every": (1, INF),
-  "checkpoint.every": (0, INF),
-  "checkpoint.keep": (1, INF),
-}
-
-
-def validate(config: Config) -> None:
-  """Raises ValueError for the first field that cannot be meant.
-
-  The message names the field, its value and the fix.
-  """
-  flat = flatten(to_dict(config))
-  for field, default in flatten(to_dict(Config())).items():
-    _check_type(field, flat.get(field), default)
-  for field, known in CHOICES.items():
-    if flat[field] not in known:
-      raise ValueError(
-        f"{field}={flat[field]!r} is not known; use one of {', '.join(known)}"
-      )
-  for field, (least, most) in RANGE.items():
-    # NaN, and infinity where there is no most, are refused too.
-    if not (least <= flat[field] <= most and flat[field] < INF):
-      limit = f" to {most}" if most < INF else " or more"
-      out = f"{field}={flat[field]} is out of range"
-      raise ValueError(f"{out}; use {least}{limit}")
-  for field in ("mesh.stage", "mesh.subnet"):
-    if flat[field] > 1:
-      raise ValueError(
-        f"{field}={flat[field]} would do the same work several times, since "
-        f"nothing is cut along it yet; use {field}=1"
-      )
-  if config.optimizer.schedule == "steps" and not config.optimizer.milestones:
-    raise ValueError(
-      "optimizer.milestones=() makes optimizer.schedule=steps constant; name "
-      "epochs such as (100, 120), or use optimizer.schedule=constant"
-    )
-  if config.network.name in RESNETS and config.network.norm == "none":
-    raise ValueError(
-      f"network.norm=none leaves network.name={config.network.name} without "
-      "normalisation; use network.norm=batch or network.norm=group"
-    )
-  if not config.network.widths or min(config.network.widths) < 1:
-    raise ValueError(
-      f"network.widths={config.network.widths} is no network; use positive "
-      "widths such as (64,)"
-    )
-
-
 def to_dict(config: Config) -> dict[str, Any]:
   """The configuration as nested dicts."""
   return dataclasses.asdict(config)
@@ -275,20 +182,6 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     else:
       flat[prefix + name] = value
   return flat
-
-
-def _check_type(field: str, value: Any, default: Any) -> None:
-  wanted: Any = type(default)
-  kinds = (int, float) if wanted is float else wanted
-  fits = isinstance(value, kinds) and (
-    wanted is bool or not isinstance(value, bool)
-  )
-  if wanted is tuple and fits:
-    fits = all(type(x) is int for x in value)
-  if not fits:
-    raise ValueError(
-      f"{field}={value!r} is not {KINDS[wanted]}; use for instance {default!r}"
-    )
 
 
 def assign(config: Config, field: str, value: Any) -> None:

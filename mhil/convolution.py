@@ -7,11 +7,11 @@ they are written out:
   dw[i, j] = sum_bhw x[b, s h + i, s w + j, :]^T dy[b, h, w, :]
   dx       = conv(dy with s - 1 zeros between pixels, w flipped)
 
-The first is a matrix product per kernel position, the second a convolution
-with the kernel really transposed, not by way of dimension numbers. Gradient
-of four 3x3 convolutions of 64 x 16x16x32 in a `while_loop`, two cores: 2,400 to
-3,700 ms with XLA's own, 60 to 80 ms so; in straight code the two are about
-equal. Other backends keep XLA's own.
+The first is a matrix product per kernel position, the second a convolution with
+the kernel really transposed, not by way of dimension numbers. Gradient of four
+3x3 convolutions of 64 x 16x16x32 in a `while_loop`, two cores: 2,400 to 3,700
+ms with XLA's own, 60 to 80 ms with ours. In straight code ours takes 0.9 to 2.6
+times XLA's time. A CPU always uses ours, other backends always XLA's.
 """
 
 from functools import partial

@@ -45,6 +45,7 @@ def load(
   image_key: str = "image",
   label_key: str = "label",
   limit: int | None = None,
+  augment: bool = True,
   stream: bool = False,
 ) -> Dataset:
   """Returns a set of images.
@@ -61,6 +62,7 @@ def load(
     image_key: the images' feature in a TFDS set.
     label_key: the labels' feature in a TFDS set.
     limit: keep the first so many images of each class in each split.
+    augment: crop and flip as the set's settings say; False sets both to none.
     stream: leave a TFDS set on disk and decode images when indexed.
 
   Raises:
@@ -81,6 +83,8 @@ def load(
     _split(name, split, *part, limit, stream)
     for split, part in zip(("train", "test"), parts)
   ]
+  if not augment:
+    settings = {**settings, "pad": 0, "flip": False}
   return _dataset(name, splits[0], splits[1], settings)
 
 

@@ -34,7 +34,7 @@ def of_run(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
       "arguments": usage.argument_size_in_bytes,
     },
     "steps_per_task": [
-      sum(len(phase.steps) for phase in run.phases if phase.task == t)
+      sum(len(phase.steps) for phase in run.phases_of(t))
       for t in range(open_heads)
     ],
     "mesh": dict(run.mesh.shape),

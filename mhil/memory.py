@@ -6,9 +6,9 @@ Three parts that combine freely:
   shares  how many each class keeps: a fixed total, or so many a class
   update  classes that are kept shorten their order, new ones join with theirs
 
-A random order is a function of (seed, class), so what is kept needs no state
-(`balanced`). A herding order depends on the features at the time when it was
-made: what is kept is then state, small enough to be saved as text (`to_json`).
+A random order is a function of (seed, class). A herding order depends on the
+features at the time when it was made: what is kept is then state, small enough
+to be saved as text (`to_json`).
 `reservoir` is the one rule without classes: it judges a stream of samples.
 """
 
@@ -23,29 +23,6 @@ Kept = dict[int, Rows]
 
 PROTOCOLS = ("total", "floor", "per_class")
 SELECTIONS = ("random", "herding", "reservoir")
-
-
-def balanced(
-  labels: Rows,
-  classes: Sequence[int],
-  size: int,
-  seed: int,
-  protocol: str = "total",
-) -> Rows:
-  """Rows of the randomly chosen exemplars of the seen classes.
-
-  Args:
-    labels: `[n]` class of every training sample.
-    classes: the seen classes, in order of arrival.
-    size, protocol: as for `shares`.
-    seed: moves which samples are kept.
-
-  Returns:
-    `[m]` row numbers, class by class; fewer than agreed only where a class
-    has fewer samples than its share.
-  """
-  orders = {int(c): random_order(labels, c, seed) for c in classes}
-  return rows(update({}, orders, size, protocol))
 
 
 def shares(size: int, classes: int, protocol: str = "total") -> tuple[int, ...]:

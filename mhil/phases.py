@@ -92,8 +92,7 @@ def evaluate(
 
 def predictor(run: run_lib.Run, state: programs.State, t: int):
   """`images [b, ...] -> classes [b]` over the heads open after task `t`."""
-  phase = next(phase for phase in run.phases if phase.task == t)
-  task = open_phase(run, phase, NOTHING).task
+  task = open_phase(run, run.phases_of(t)[0], NOTHING).task
   scores = jax.jit(
     programs.class_scores(run.mesh, run.dataset, run.objective, run.loss)
   )

@@ -113,10 +113,6 @@ class Recorder:
       self._compiled = count
     self.compiled_later = count - self._compiled
 
-  def check_finite(self, finite) -> None:
-    """Raises `NotFinite` for a head `[l, h]` whose parameters are not."""
-    self.check(np.where(np.asarray(finite), -1, self.step - 1))
-
   def check(self, bad_step) -> None:
     """Raises `NotFinite` if a head went bad, for the first that did."""
     bad = np.asarray(bad_step).reshape(-1)
@@ -158,7 +154,7 @@ class Recorder:
 
 
 def accuracies(tally: metrics.Tally) -> dict[str, float]:
-  """The three accuracies that show where a multi-head network errs."""
+  """The accuracies that show where a multi-head network errs, in [0, 1]."""
   return {
     "accuracy": metrics.accuracy(tally),
     "task_id_accuracy": metrics.task_id_accuracy(tally),

@@ -50,9 +50,9 @@ class Run(NamedTuple):
   traffic: list[sharding.Collective]
   compiles: tuple[int, int]
 
-  def last_phase(self, t: int) -> plan.Phase:
-    """The phase that ends task `t`."""
-    return [phase for phase in self.phases if phase.task == t][-1]
+  def phases_of(self, t: int) -> tuple[plan.Phase, ...]:
+    """The phases of task `t`, in order."""
+    return tuple(phase for phase in self.phases if phase.task == t)
 
   @property
   def one_at_a_time(self) -> bool:
@@ -116,20 +116,6 @@ def read(state: programs.State):
   # Not zeros_like: under jax 0.12 that forgets how `loss` lies on the mesh.
   clear = bank._replace(loss=jnp.where(True, 0.0, bank.loss))
   return state._replace(bank=clear), bank.loss, bank.bad_step + 0
-
-
-@jax.jit
-def finite(bank: programs.bank_lib.Bank):
-  """`[l, h]` True for heads in whose state every number is finite."""
-  params = [
-    x for x in jax.tree.leaves(bank) if jnp.issubdtype(x.dtype, jnp.inexact)
-  ]
-  return jax.tree.reduce(
-    jnp.logical_and,
-    jax.tree.map(
-      lambda x: jnp.all(jnp.isfinite(x), axis=tuple(range(2, x.ndim))), params
-    ),
-  )
 
 
 def scalar(x, mesh: Mesh) -> jax.Array:

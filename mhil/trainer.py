@@ -39,7 +39,11 @@ class Checkpoints(Protocol):
   every: int
 
   def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
-    """Saves in the background; the arrays may be overwritten at once."""
+    """Saves in the background; the arrays may be overwritten at once.
+
+    Raises:
+      FloatingPointError: if a number is NaN or infinite; nothing is saved.
+    """
 
   def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
     """The newest sound save, laid out like `like`; None without one."""
@@ -49,7 +53,11 @@ class Checkpoints(Protocol):
 
 
 class Diverged(RuntimeError):
-  """A loss became NaN or infinite."""
+  """A loss, or a number that was to be saved, became NaN or infinite.
+
+  Where a loss couples the heads (`Loss.share`), the NaN of one reaches all
+  through their normaliser, so the head named need not be its origin.
+  """
 
 
 class Result(NamedTuple):
@@ -142,9 +150,11 @@ def fit(
     # Only sound states are saved, so a save is always the last good one.
     note.flush()
     note.check(state.bank.bad_step)
-    note.check_finite(run_lib.finite(state.bank))
     assert checkpoints is not None
-    checkpoints.save(note.step, state, progress.to_json(note.progress()))
+    try:
+      checkpoints.save(note.step, state, progress.to_json(note.progress()))
+    except FloatingPointError as error:
+      raise Diverged(str(error)) from None
 
   try:
     for phase in run.phases:
@@ -184,7 +194,7 @@ def fit(
 
       # 4. Choose exemplars, test every open head on all classes seen; save.
       note.flush()
-      if phase is not run.last_phase(t):
+      if phase is not run.phases_of(t)[-1]:
         continue
       if not note.learnt(t):
         note.keep(t, phases.keep(run, state, t, note.kept))
@@ -196,9 +206,11 @@ def fit(
         return _result(run, state, note, finished=False)
   except progress.NotFinite as error:
     last = checkpoints.newest() if checkpoints else None
-    where = f"step {last}" if last is not None else "none was saved"
+    where = "none was saved" if last is None else f"step {last}"
+    # A normaliser that heads share carries a NaN from one to all.
+    of = " of head {}" if run.loss.share is None else ", first seen in head {},"
     raise Diverged(
-      f"the loss of head {error.head} became NaN or infinite at step "
+      f"the loss{of.format(error.head)} became NaN or infinite at step "
       f"{error.step}; last good checkpoint: {where}; lower "
       "optimizer.learning_rate or look at the data"
     ) from None

@@ -91,6 +91,7 @@ LAW = {
   "streams": {"sharding"},
   "subnets": PAPER,
   "trainer": ENGINE,
+  "validation": {"config"},
   "version": set(),
 }
 
@@ -218,6 +219,10 @@ def test_what_is_imported_is_a_dependency():
   for package in PACKAGES:
     for module, text in modules(package).items():
       roots = {found.split(".")[0] for found in imports(text, package)}
+      if (package, module) == ("experiments", "torch_resnet"):
+        # What one suite compares with, where a user happens to have it.
+        assert "except ImportError" in text
+        roots.discard("torch")
       for root in roots - sys.stdlib_module_names - set(PACKAGES):
         home = {normal(name) for name in homes.get(root, [root])}
         assert home & declared, f"{package}/{module}.py imports {root}"

@@ -8,7 +8,15 @@ import sys
 import jax
 import pytest
 
-from experiments import bench_heads, bench_pipeline, benchmark, cli, measure
+from experiments import (
+  bench_heads,
+  bench_pipeline,
+  bench_resnet,
+  benchmark,
+  cli,
+  measure,
+  torch_resnet,
+)
 from mhil import inputs, networks, phases
 from mhil import run as run_lib
 
@@ -87,6 +95,32 @@ class TestPipeline:
     assert (
       "waits NOT under 2 % of the time (2.50" in bench_pipeline._read([row])[0]
     )
+
+
+class TestResnet:
+  """The suite for a GPU, at the size of a toy."""
+
+  @pytest.mark.slow
+  def test_counts_images_and_operations(self):
+    table = bench_resnet.resnet(
+      (1,), depth=8, batch=4, steps=2, repetitions=1, peak=1e-3
+    )
+    row = table.rows[0]
+    assert row["library"] == "mhil" and row["rate"] == row["rates"][0] > 0
+    # By hand: stem, three stages (a stage's first block halves the image),
+    # two 1x1 shortcuts, ten classes and the reference.
+    stages = 4 * 9 * 16 * 16 * 32**2 // 2
+    for width, side in ((32, 16), (64, 8)):
+      stages += side**2 * width * (9 * (width // 2 + width) + width // 2)
+    once = 32**2 * 27 * 16 + stages + 64 * 11
+    assert row["tflops"] == pytest.approx(6e-12 * once * row["rate"])
+    assert row["share"] == pytest.approx(1e5 * row["tflops"])
+
+  def test_pytorchs_network_is_the_same(self):
+    reason = "PyTorch is no dependency; the comparison is for GPU users"
+    pytest.importorskip("torch", reason=reason)
+    network = torch_resnet.resnet(32, 10)
+    assert sum(p.numel() for p in network.parameters()) == 466_906
 
 
 class TestApart:
@@ -180,6 +214,21 @@ class TestClosed:
   def test_one_compiled_program_serves_all(self):
     assert closed().reading[-1] == "Compilations while heads opened: 0."
 
+  def test_a_compilation_on_the_way_would_be_told(self, monkeypatch):
+    """The control: each step of each case here compiles a program."""
+    step = measure.Stepper.__call__
+    compiled = []
+
+    def compiles(self):
+      compiled.append(None)
+      jax.jit(lambda x: x * 3 + len(compiled))(2.0)
+      step(self)
+
+    monkeypatch.setattr(measure.Stepper, "__call__", compiles)
+    table = bench_heads.closed(SMALL, held=4, repetitions=1)
+    # Three cases; of each two steps to warm up and one that is timed.
+    assert table.reading[-1] == "Compilations while heads opened: 9."
+
   def test_the_reading_quotes_the_table(self):
     share = column(closed(), "growth", held=8, open=2)[0]
     assert f"{share:.2f} with 2 of 8 open" in closed().reading[0]
@@ -237,10 +286,3 @@ class TestNumbers:
     # The machine slows fourfold; the step stays twice as long.
     slow, fast = {"walls": [2, 4, 8]}, {"walls": [1, 2, 4]}
     assert measure.ratio(slow, fast) == 2
-
-  def test_counting_sees_a_compilation_and_stops(self):
-    with measure.counting() as found:
-      jax.jit(lambda x: x * 3 + 1)(2.0)
-    seen = len(found)
-    jax.jit(lambda x: x * 5 + 1)(2.0)
-    assert seen >= 1 and len(found) == seen

@@ -10,7 +10,7 @@ import pytest
 
 from experiments import cli
 from mhil import config as config_lib
-from mhil import prepare
+from mhil import prepare, validation
 from tests import program, tiny
 
 FIELDS = list(config_lib.flatten(config_lib.to_dict(config_lib.Config())))
@@ -344,6 +344,33 @@ def test_help_explains_itself(tmp_path):
   assert max(map(len, done.out.splitlines())) <= 80
 
 
+COMPARE = """
+import runpy
+runpy.run_module("experiments.compare", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+  "typed", ["--workdir=x", "--resume", "--quiet", "--config.seed=1"]
+)
+def test_compare_takes_no_flag_of_training(typed, tmp_path):
+  (tmp_path / "file").touch()
+  # A file, so that nothing would be run if the flag were taken.
+  done = program.forked(
+    [typed, f"--runs={tmp_path / 'file'}"], tmp_path / "fork", COMPARE
+  )
+  assert done.status == 2 and done.err.count("\n") == 1, done
+  name = typed.strip("-").partition("=")[0]
+  assert done.err.startswith(f"error: Unknown command line flag '{name}'")
+
+
+def test_help_of_compare_lists_its_own_flags(tmp_path):
+  done = program.forked(["--help"], tmp_path, COMPARE)
+  assert done.status == 0 and done.err == ""
+  flags = re.findall(r"^ +--([\w.]+)", done.out, re.MULTILINE)
+  assert flags == ["suite", "seeds", "data_folder", "out", "runs"]
+
+
 def test_help_shows_the_files_values(tmp_path):
   path = tmp_path / "own.py"
   path.write_text(
@@ -402,7 +429,7 @@ def test_only_our_own_checks_are_the_users_mistakes():
   for bug in (
     lambda: np.zeros(2) + np.zeros(3),
     lambda: int("x"),
-    lambda: config_lib.validate(None),
+    lambda: validation.validate(None),
     lambda: tiny.stream().head_of.reshape(100),
   ):
     with pytest.raises((ValueError, TypeError)) as raised, cli.checking():
@@ -418,19 +445,25 @@ def bug(*_, **__):
 {module}.{name} = bug
 import sys
 sys.argv[0] = "train"
+train.define_flags()
 cli.run(train.main, config=True)
 """
 
 
-def test_a_bug_keeps_its_traceback(tmp_path, data):
-  script = BUG.format(
-    module="run", name="read", what="return [1][2] or int('x')"
-  )
+@pytest.mark.parametrize(
+  "what, name",
+  [
+    ("return [1][2] or int('x')", "IndexError"),
+    ("raise FloatingPointError('overflow')", "FloatingPointError"),
+  ],
+)
+def test_a_bug_keeps_its_traceback(what, name, tmp_path, data):
+  script = BUG.format(module="run", name="read", what=what)
   folder = tmp_path / "run"
   flags = [*program.tiny_flags(data), f"--workdir={folder}"]
   done = program.forked(flags, tmp_path, script)
   assert done.status == 1 and "Traceback" in done.err
-  assert "IndexError" in done.err
+  assert name in done.err
 
 
 def test_the_default_folder_is_new_each_time(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from mhil import config as config_lib
+from mhil import validation
 
 
 def changed(field, value):
@@ -16,7 +17,7 @@ def changed(field, value):
 
 def refused(field, value):
   with pytest.raises(ValueError) as raised:
-    config_lib.validate(changed(field, value))
+    validation.validate(changed(field, value))
   message = str(raised.value)
   assert field in message and "use" in message and "\n" not in message
   return message
@@ -26,7 +27,7 @@ FIELDS = config_lib.flatten(config_lib.to_dict(config_lib.Config()))
 
 
 def test_defaults_are_valid():
-  config_lib.validate(config_lib.Config())
+  validation.validate(config_lib.Config())
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -37,7 +38,7 @@ def test_every_field_refuses_every_other_type(field):
     fits = type(value) is kind or (kind is float and type(value) is int)
     if not fits:
       message = refused(field, value)
-      assert config_lib.KINDS[kind] in message
+      assert validation.KINDS[kind] in message
 
 
 @pytest.mark.parametrize("value", [(1.5,), ("a",), (True,), ((1,),)])
@@ -45,18 +46,18 @@ def test_a_tuple_holds_whole_numbers_only(value):
   assert repr(value) in refused("network.widths", value)
 
 
-@pytest.mark.parametrize("field", config_lib.CHOICES)
+@pytest.mark.parametrize("field", validation.CHOICES)
 def test_a_choice_lists_what_is_known(field):
   message = refused(field, "nonsense")
-  assert all(known in message for known in config_lib.CHOICES[field])
+  assert all(known in message for known in validation.CHOICES[field])
 
 
-@pytest.mark.parametrize("field", config_lib.RANGE)
+@pytest.mark.parametrize("field", validation.RANGE)
 def test_a_number_stays_in_its_range(field):
-  least, most = config_lib.RANGE[field]
+  least, most = validation.RANGE[field]
   kind = type(FIELDS[field])
   assert f"use {least}" in refused(field, kind(least - 1))
-  if most < config_lib.INF:
+  if most < validation.INF:
     assert str(most) in refused(field, kind(most + 1))
   if kind is float:
     refused(field, float("nan"))
@@ -64,18 +65,18 @@ def test_a_number_stays_in_its_range(field):
     refused(field, float("-inf"))
 
 
-@pytest.mark.parametrize("field", config_lib.RANGE)
+@pytest.mark.parametrize("field", validation.RANGE)
 def test_the_ends_of_a_range_are_allowed(field):
   config = changed("train.batch", 8)
-  for end in config_lib.RANGE[field]:
-    if end < config_lib.INF:
+  for end in validation.RANGE[field]:
+    if end < validation.INF:
       config_lib.assign(config, field, type(FIELDS[field])(end))
-      config_lib.validate(config)
+      validation.validate(config)
 
 
 def test_every_number_has_a_range():
   numbers = {f for f, v in FIELDS.items() if type(v) in (int, float)}
-  assert numbers == config_lib.RANGE.keys()
+  assert numbers == validation.RANGE.keys()
 
 
 @pytest.mark.parametrize("widths", [(), (0,), (8, -1)])
@@ -89,7 +90,7 @@ def test_a_group_of_another_kind_is_refused(group, value):
   config = config_lib.Config()
   setattr(config, group, value)
   with pytest.raises(ValueError, match=rf"{group}\.\w+=None is not"):
-    config_lib.validate(config)
+    validation.validate(config)
 
 
 def test_text_holds_every_field_and_depends_on_values_only():
@@ -116,5 +117,5 @@ def test_a_mistyped_field_cannot_be_set():
 
 def test_validation_changes_nothing():
   config = config_lib.Config()
-  config_lib.validate(config)
+  validation.validate(config)
   assert dataclasses.asdict(config) == dataclasses.asdict(config_lib.Config())

@@ -122,6 +122,14 @@ def test_arrays_with_meta(tmp_path):
   assert got.mean == (0.1, 0.2, 0.3) and got.std == (1.0, 2.0, 3.0)
 
 
+def test_without_augmentation_the_rest_of_the_settings_stays(tmp_path):
+  place = save(tmp_path, small(), scale=128.0, pad=2, flip=True)
+  plain, usual = data.load(place, augment=False), data.load(place)
+  assert (plain.pad, plain.flip) == (0, False)
+  assert (usual.pad, usual.flip) == (2, True)
+  assert plain.scale == 128.0 and plain.mean == usual.mean
+
+
 def test_a_constant_channel_is_not_divided_by_zero(tmp_path):
   arrays = small()
   arrays["train_images"][..., 1] = 9

@@ -100,6 +100,7 @@ def die():
 
 {patch}
 sys.argv[0] = "train"
+train.define_flags()
 cli.run(train.main, config=True)
 """
 AT_CALL = """

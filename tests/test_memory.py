@@ -49,23 +49,29 @@ class TestShares:
       memory.shares(-3, 2)
 
 
+def drawn(classes, size, seed, protocol="total"):
+  """Rows kept where the classes arrive at once, chosen at random."""
+  orders = {c: memory.random_order(LABELS, c, seed) for c in classes}
+  return memory.rows(memory.update({}, orders, size, protocol))
+
+
 class TestRandom:
   def test_rows_are_those_of_earlier_versions(self):
     """A run that is resumed by a newer version keeps its exemplars."""
-    kept = memory.balanced(LABELS, (2, 0, 3), 8, 5)
+    kept = drawn((2, 0, 3), 8, 5)
     assert kept.dtype == np.int32
     assert kept.tolist() == PINNED
 
   def test_nothing_kept(self):
-    assert memory.balanced(LABELS, (), 8, 0).tolist() == []
-    assert memory.balanced(LABELS, (1, 2), 0, 0).tolist() == []
+    assert drawn((), 8, 0).tolist() == []
+    assert drawn((1, 2), 0, 0).tolist() == []
 
   def test_a_small_class_gives_what_it_has(self):
-    kept = memory.balanced(LABELS, (0, 1), 100, 0)
+    kept = drawn((0, 1), 100, 0)
     assert sorted(kept) == sorted(np.flatnonzero(LABELS < 2))
 
   def test_per_class(self):
-    kept = memory.balanced(LABELS, (3, 1), 4, 0, "per_class")
+    kept = drawn((3, 1), 4, 0, "per_class")
     assert LABELS[kept].tolist() == [3] * 4 + [1] * 4
 
   def test_seed_and_class_move_the_order(self):
@@ -81,7 +87,7 @@ class TestRandom:
     for seen, c in enumerate((2, 0, 3, 1), 1):
       order = memory.random_order(LABELS, c, 7)
       kept = memory.update(kept, {c: order}, 9, protocol)
-      want = memory.balanced(LABELS, (2, 0, 3, 1)[:seen], 9, 7, protocol)
+      want = drawn((2, 0, 3, 1)[:seen], 9, 7, protocol)
       assert memory.rows(kept).tolist() == want.tolist()
 
 

@@ -154,11 +154,15 @@ def one_step(data):
     optimizer=optimizers.sgd(clip=0.1), rate=optimizers.constant(0.5)
   )
   run = tiny.build(data=data, recipe=recipe)
-  before = run_lib.start(run)
-  old = [jax.device_get(bank.params_of(before.bank, m)) for m in range(3)]
-  after = tiny.steps(run, before, 2, 1)
-  new = [jax.device_get(bank.params_of(after.bank, m)) for m in range(3)]
-  return [jax.tree.map(np.subtract, a, b) for a, b in zip(new, old)]
+
+  def flat(state):
+    params = jax.device_get(state.bank.params)
+    return jax.tree.map(bank.flatten, params)
+
+  state = run_lib.start(run)
+  old = flat(state)
+  moved = jax.tree.map(np.subtract, flat(tiny.steps(run, state, 2, 1)), old)
+  return [jax.tree.map(lambda x, m=m: x[m], moved) for m in range(3)]
 
 
 class TestClipPerHead:

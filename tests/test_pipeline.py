@@ -234,7 +234,8 @@ def test_a_batch_cut_over_devices_is_augmented_alike(devices, manual):
   settings = {"pad": 2, "flip": True, "train": True, **NORM}
 
   def step(table, index, key):
-    pixels = augment.take_rows(table, index)
+    where = jax.typeof(index).sharding
+    pixels = table.at[index].get(out_sharding=where)
     return augment.prepare(pixels, key, index, **settings)
 
   with jax.set_mesh(jax.make_mesh((devices,), ("data",))):
@@ -244,12 +245,6 @@ def test_a_batch_cut_over_devices_is_augmented_alike(devices, manual):
     got = jax.jit(cut if manual else step)(table, index, key)
     assert jax.typeof(got).sharding.spec[0] == "data"
   np.testing.assert_array_equal(got, prepare(images, key))
-
-
-def test_a_padding_entry_reads_row_0():
-  table = jnp.arange(5) + 10
-  got = augment.take_rows(table, jnp.array([4, -1, 2]))
-  assert got.tolist() == [14, 10, 12]
 
 
 def test_runs_where_rank_promotion_is_an_error():

@@ -269,6 +269,13 @@ class TestRecipes:
       rest = train(recipe, checkpoints=saves, resume=True)
     assert numbers(rest) == numbers(want)
 
+  def test_the_phases_of_the_tasks_are_all_phases(self):
+    run = tiny.build(recipe=self.RECIPES[0])
+    of = [run.phases_of(t) for t in range(3)]
+    assert sum(of, ()) == run.phases
+    kinds = [[phase.balanced for phase in phases] for phases in of]
+    assert kinds == [[False], [False, True], [False, True]]
+
   def test_replay_fills_its_share_of_every_batch(self):
     run = tiny.build(recipe=self.RECIPES[0])
     feed = tiny.feed(run, 2)
@@ -282,7 +289,7 @@ class TestRecipes:
 
   def test_balanced_pass_sees_exemplars_alone(self):
     run = tiny.build(recipe=self.RECIPES[0])
-    phase = run.last_phase(1)
+    _, phase = run.phases_of(1)
     assert phase.balanced
     kept = tiny.kept(run, 2)
     feed = phases.open_phase(run, phase, kept)
@@ -313,7 +320,11 @@ class TestDivergence:
     )
     with (
       checkpoint.Checkpoints(tmp_path, every=2) as saves,
-      pytest.raises(trainer.Diverged, match=r"head 0 .* step 5; .*step 4;"),
+      pytest.raises(
+        trainer.Diverged,
+        match=r"^the loss of head 0 became NaN or infinite at step 5; "
+        r"last good checkpoint: step 4; lower",
+      ),
     ):
       train(recipe, checkpoints=saves)
 
@@ -325,9 +336,42 @@ class TestDivergence:
     )
     with (
       checkpoint.Checkpoints(tmp_path, every=2) as saves,
-      pytest.raises(trainer.Diverged, match=r"head 0 .* step 4; .*step 2;"),
+      pytest.raises(
+        trainer.Diverged,
+        match=r"^bank\.params\.\S+ of head 0 became NaN or infinite by "
+        r"step 4; last good checkpoint: step 2; lower",
+      ),
     ):
       train(recipe, checkpoints=saves)
+
+  @pytest.mark.parametrize(
+    "loss, named",
+    [
+      (losses.dce(), "the loss of head 1 became"),
+      (losses.ce(), "the loss, first seen in head 0, became"),
+      (losses.distributed_ce(), "the loss, first seen in head 0, became"),
+    ],
+    ids=lambda x: getattr(x, "name", ""),
+  )
+  def test_a_shared_normaliser_hides_the_origin(self, loss, named, monkeypatch):
+    """Head 1 is born bad, and is first used in task 1."""
+    start = run_lib.start
+
+    def poison(x):
+      rows = np.array(x)
+      rows[1] = np.nan
+      return jax.device_put(rows, x.sharding)
+
+    def bad(run):
+      state = start(run)
+      params = jax.tree.map(poison, state.bank.params)
+      return state._replace(bank=state.bank._replace(params=params))
+
+    monkeypatch.setattr(run_lib, "start", bad)
+    run = tiny.build(loss=loss)
+    step = run.phases_of(1)[0].steps.start + 1
+    with pytest.raises(trainer.Diverged, match=rf"^{named} .* step {step}; "):
+      trainer.fit(run)
 
 
 class TestMistakes:

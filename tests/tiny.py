@@ -87,8 +87,7 @@ def kept(run, t):
 
 def feed(run, t):
   """The first phase of a task."""
-  phase = next(phase for phase in run.phases if phase.task == t)
-  return phases.open_phase(run, phase, kept(run, t))
+  return phases.open_phase(run, run.phases_of(t)[0], kept(run, t))
 
 
 def steps(run, state, t, count):

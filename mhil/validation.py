@@ -1,0 +1,114 @@
+"""What a configuration may hold, and the message where it does not."""
+
+from typing import Any
+
+from mhil import config as config_lib
+
+RESNETS = ("resnet20", "resnet32", "resnet110", "resnet18")
+CHOICES = {
+  "network.name": ("mlp", "convnet", *RESNETS),
+  "network.dtype": ("float32", "bfloat16"),
+  "network.norm": ("none", "batch", "group"),
+  "loss.name": ("dce", "distributed_ce", "ce"),
+  "loss.reference": ("learned", "zero", "per_class", "none"),
+  "loss.correction": ("auto", "on", "off"),
+  "optimizer.name": ("adam", "sgd"),
+  "optimizer.schedule": ("constant", "cosine", "steps"),
+  "memory.protocol": ("total", "floor", "per_class"),
+  "memory.selection": ("random", "herding", "reservoir"),
+  "train.train_heads": ("all", "readout", "new"),
+}
+KINDS: dict[type, str] = {
+  bool: "true or false",
+  int: "a whole number",
+  float: "a number",
+  str: "text",
+  tuple: "a tuple of whole numbers",
+}
+INF = float("inf")
+# Smallest and largest value. A learning rate of 0 is the control that must
+# not learn; numpy takes no seed of more than 32 bits.
+RANGE: dict[str, tuple[float, float]] = {
+  "seed": (0, 2**32 - 1),
+  "mesh.data": (1, INF),
+  "mesh.head": (1, INF),
+  "mesh.stage": (1, INF),
+  "mesh.subnet": (1, INF),
+  "stream.base": (0, INF),
+  "stream.increment": (1, INF),
+  "stream.order_seed": (-1, 2**32 - 1),
+  "data.limit": (0, INF),
+  "loss.smoothing": (0, 0.99),
+  "memory.size": (-1, INF),
+  "optimizer.clip": (0, INF),
+  "optimizer.factor": (0, 1),
+  "optimizer.warm_up": (0, INF),
+  "train.replay": (0, INF),
+  "train.balanced_epochs": (0, INF),
+  "train.balanced_rate": (0, INF),
+  "optimizer.learning_rate": (0, INF),
+  "optimizer.momentum": (0, 1),
+  "optimizer.weight_decay": (0, INF),
+  "train.epochs": (1, INF),
+  "train.batch": (1, INF),
+  "train.log_every": (1, INF),
+  "checkpoint.every": (0, INF),
+  "checkpoint.keep": (1, INF),
+}
+
+
+def validate(config: config_lib.Config) -> None:
+  """Raises ValueError for the first field that cannot be meant.
+
+  The message names the field, its value and the fix.
+  """
+  flat = config_lib.flatten(config_lib.to_dict(config))
+  usual = config_lib.to_dict(config_lib.Config())
+  for field, default in config_lib.flatten(usual).items():
+    _check_type(field, flat.get(field), default)
+  for field, known in CHOICES.items():
+    if flat[field] not in known:
+      raise ValueError(
+        f"{field}={flat[field]!r} is not known; use one of {', '.join(known)}"
+      )
+  for field, (least, most) in RANGE.items():
+    # NaN, and infinity where there is no most, are refused too.
+    if not (least <= flat[field] <= most and flat[field] < INF):
+      limit = f" to {most}" if most < INF else " or more"
+      out = f"{field}={flat[field]} is out of range"
+      raise ValueError(f"{out}; use {least}{limit}")
+  for field in ("mesh.stage", "mesh.subnet"):
+    if flat[field] > 1:
+      raise ValueError(
+        f"{field}={flat[field]} would do the same work several times, since "
+        f"nothing is cut along it yet; use {field}=1"
+      )
+  if config.optimizer.schedule == "steps" and not config.optimizer.milestones:
+    raise ValueError(
+      "optimizer.milestones=() makes optimizer.schedule=steps constant; name "
+      "epochs such as (100, 120), or use optimizer.schedule=constant"
+    )
+  if config.network.name in RESNETS and config.network.norm == "none":
+    raise ValueError(
+      f"network.norm=none leaves network.name={config.network.name} without "
+      "normalisation; use network.norm=batch or network.norm=group"
+    )
+  if not config.network.widths or min(config.network.widths) < 1:
+    raise ValueError(
+      f"network.widths={config.network.widths} is no network; use positive "
+      "widths such as (64,)"
+    )
+
+
+def _check_type(field: str, value: Any, default: Any) -> None:
+  wanted: Any = type(default)
+  kinds = (int, float) if wanted is float else wanted
+  fits = isinstance(value, kinds) and (
+    wanted is bool or not isinstance(value, bool)
+  )
+  if wanted is tuple and fits:
+    fits = all(type(x) is int for x in value)
+  if not fits:
+    raise ValueError(
+      f"{field}={value!r} is not {KINDS[wanted]}; use for instance {default!r}"
+    )
