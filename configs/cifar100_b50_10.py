@@ -18,7 +18,9 @@ def get_config() -> config.Config:
     data=config.Data(name="tfds:cifar100"),
     stream=config.Stream(base=50, increment=5, order_seed=1993),
     network=config.Network(name="resnet32", norm="batch"),
-    memory=config.Memory(size=20, protocol="per_class", selection="herding"),
+    memory=config.Memory(
+      size=2000, policy="per_class", selection="herding", draws=36, candidates=0
+    ),
     optimizer=config.Optimizer(
       name="sgd",
       learning_rate=0.1,
@@ -28,7 +30,7 @@ def get_config() -> config.Config:
       warm_up=10,
     ),
     train=config.Train(
-      epochs=170, batch=128, balanced_epochs=30, balanced_rate=1e-2
+      epochs=170, batch=92, balanced_epochs=30, balanced_rate=1e-2
     ),
     checkpoint=config.Checkpoint(every=2000),
   )

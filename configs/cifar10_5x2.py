@@ -21,5 +21,5 @@ def get_config() -> config.Config:
     network=config.Network(name="convnet", widths=(16, 32, 64, 128)),
     memory=config.Memory(size=1000),
     optimizer=config.Optimizer(learning_rate=3e-3, schedule="cosine"),
-    train=config.Train(epochs=3, batch=32),
+    train=config.Train(epochs=3, batch=24),
   )

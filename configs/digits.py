@@ -15,5 +15,5 @@ def get_config() -> config.Config:
     stream=config.Stream(increment=2),
     network=config.Network(name="mlp", widths=(64,)),
     memory=config.Memory(size=100),
-    train=config.Train(epochs=30, batch=32),
+    train=config.Train(epochs=30, batch=24),
   )

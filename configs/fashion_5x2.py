@@ -20,5 +20,5 @@ def get_config() -> config.Config:
     network=config.Network(name="convnet", widths=(8, 16, 32)),
     memory=config.Memory(size=1000),
     optimizer=config.Optimizer(learning_rate=4e-3, schedule="cosine"),
-    train=config.Train(epochs=2, batch=32),
+    train=config.Train(epochs=2, batch=24),
   )

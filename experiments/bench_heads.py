@@ -92,8 +92,8 @@ def _build(setup, heads, devices, loss, train_heads) -> run_lib.Run:
     dataset,
     objectives.end_to_end(setup.branch(3)),
     loss,
-    # Every sample is kept, so a pass is equally long whatever the tasks.
-    Recipe(batch=setup.batch, memory=None, train_heads=train_heads),
+    # A pass over every sample is equally long whatever the tasks.
+    Recipe(batch=setup.batch, cumulative=True, train_heads=train_heads),
     seed=0,
   )
 

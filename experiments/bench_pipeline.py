@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 
 from experiments import bench_heads, measure
+from mhil import bank as bank_lib
 from mhil import (
   data,
   inputs,
@@ -83,7 +84,7 @@ def build(
     source.dataset,
     objectives.end_to_end(setup.branch(classes + 1)),
     losses.dce(),
-    Recipe(epochs=epochs, batch=batch, memory=0, streamed=source.streamed),
+    Recipe(epochs=epochs, batch=batch, streamed=source.streamed),
     seed=0,
   )
 
@@ -166,23 +167,27 @@ def _read(rows: list[dict[str, Any]]) -> list[str]:
 def _fetch(run: run_lib.Run) -> Callable[..., jax.Array]:
   """What a training step does before it trains."""
 
-  def local(step, epoch, samples):
+  def local(step, epoch, task, samples):
     key = jax.random.fold_in(samples.key, step)
-    batch = programs.draw(
-      step, epoch, samples, key, run.dataset, run.recipe.streamed
-    )
-    return batch.images
+    batch, _ = programs.take(step, epoch, task, samples, run.recipe.streamed)
+    return programs.inputs_of(batch, samples, key, run.dataset).images
 
-  specs = P(), programs.EPOCH_SPEC, programs.samples_spec(run.recipe.streamed)
+  specs = (
+    P(),
+    P(),
+    bank_lib.TASK_SPEC,
+    programs.samples_spec(run.recipe.streamed),
+  )
   cut = jax.shard_map(local, mesh=run.mesh, in_specs=specs, out_specs=P("data"))
   return jax.jit(cut)
 
 
 def _pass(run: run_lib.Run, fetch: Callable[..., jax.Array]) -> None:
-  feed = phases.open_phase(run, run.phases[0], phases.NOTHING)
+  feed = phases.open_phase(run, run.phases[0])
   batches: list[jax.Array] = []
-  for step, given in enumerate(inputs.steps(run, feed, 0)):
-    batches.append(fetch(run_lib.scalar(step, run.mesh), *given))
+  for step, (epoch, samples) in enumerate(inputs.steps(run, feed, 0)):
+    now = run_lib.scalar(step, run.mesh)
+    batches.append(fetch(now, epoch, feed.task, samples))
     # As in training, the host is at most two steps ahead.
     if len(batches) > 2:
       batches.pop(0).block_until_ready()

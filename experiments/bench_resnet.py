@@ -90,7 +90,7 @@ def build(depth: int, heads: int, batch: int, bf16: bool) -> run_lib.Run:
       optimizer=optimizers.sgd(0.9, 5e-4),
       rate=optimizers.constant(0.1),
       batch=batch,
-      memory=None,
+      cumulative=True,
     ),
     seed=0,
   )

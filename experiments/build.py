@@ -14,8 +14,10 @@ from mhil import (
   objectives,
   optimizers,
   prepare,
+  rehearsal,
   sharding,
   streams,
+  transforms,
   validation,
 )
 from mhil.recipe import Recipe
@@ -33,6 +35,7 @@ class Parts(NamedTuple):
   objective: objectives.Objective
   loss: losses.Loss
   recipe: Recipe
+  transform: transforms.Transform
 
 
 def parts(config: config_lib.Config) -> Parts:
@@ -55,11 +58,12 @@ def parts(config: config_lib.Config) -> Parts:
   stream = make_stream(config.stream, dataset.classes)
   mesh = make_mesh(config.mesh, len(stream.tasks))
   recipe = make_recipe(config)
-  prepare.check(mesh, stream, dataset, recipe)
+  transform = make_memory(config, mesh, dataset)
+  prepare.check(mesh, stream, dataset, recipe, transform.size)
   branch = make_branch(config.network, dataset, stream.head_width + 1)
   objective = objectives.end_to_end(branch)
   loss = make_loss(config.loss)
-  return Parts(mesh, stream, dataset, objective, loss, recipe)
+  return Parts(mesh, stream, dataset, objective, loss, recipe, transform)
 
 
 def devices(mesh: config_lib.Mesh) -> int:
@@ -116,6 +120,26 @@ def make_loss(loss: config_lib.Loss) -> losses.Loss:
   return make(loss.smoothing)
 
 
+def make_memory(
+  config: config_lib.Config, mesh: Mesh, dataset: data.Dataset
+) -> transforms.Transform:
+  """What is remembered of samples that have passed."""
+  m = config.memory
+  if m.size <= 0:
+    return transforms.none(dataset.classes)
+  return rehearsal.transform(
+    mesh,
+    dataset,
+    size=m.size,
+    batch=config.train.batch,
+    draws=m.draws,
+    candidates=m.candidates,
+    policy=m.policy,
+    selection=m.selection,
+    scope=m.scope,
+  )
+
+
 def make_optimizer(
   optimizer: config_lib.Optimizer, epochs: int
 ) -> tuple[optax.GradientTransformation, optimizers.Rate]:
@@ -140,7 +164,7 @@ def make_optimizer(
 
 def make_recipe(config: config_lib.Config) -> Recipe:
   """The plain numbers of `recipe.Recipe`."""
-  t, memory = config.train, config.memory
+  t = config.train
   optimizer, rate = make_optimizer(config.optimizer, t.epochs)
   auto = t.train_heads != "new"
   return Recipe(
@@ -150,10 +174,7 @@ def make_recipe(config: config_lib.Config) -> Recipe:
     batch=t.batch,
     train_heads=t.train_heads,
     correction={"on": True, "off": False, "auto": auto}[config.loss.correction],
-    memory=None if memory.size < 0 else memory.size,
-    protocol=memory.protocol,
-    selection=memory.selection,
-    replay=t.replay,
+    cumulative=config.memory.size < 0,
     balanced_epochs=t.balanced_epochs,
     balanced_rate=optimizers.constant(float(t.balanced_rate)),
     from_scratch=t.from_scratch,

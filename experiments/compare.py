@@ -183,8 +183,8 @@ def _about(run: dict[str, Any]) -> list[str]:
     f"{importlib.metadata.version('mhil')}, {versions}; "
     f"{len(run['devices'])} devices ({run['devices'][0]} ..).",
     "",
-    f"First row: {memory['exemplars']} exemplars in all, {memory['bytes']:,} "
-    f"bytes ({memory['protocol']}); {run['parameters']['total']:,} parameters. "
+    f"First row: {memory['samples']} samples kept in all, {memory['bytes']:,} "
+    f"bytes ({memory['kind']}); {run['parameters']['total']:,} parameters. "
     "Test accuracy in %, mean and standard deviation over seeds; a seed moves "
     "the class order too. Seconds are of training, choosing exemplars and "
     "tests, without compilation, on a shared machine.",

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mhil import inputs, memory, phases, sharding
+from mhil import inputs, phases, sharding
 from mhil import run as run_lib
 
 # Labels, a run, and which of its tasks to train.
@@ -57,10 +57,7 @@ class Stepper:
     """Opens `task` of a run whose heads are fresh."""
     self.run, state = run, run_lib.start(run)
     phase = run.phases_of(task)[0]
-    kept: memory.Kept = {}
-    for earlier in range(task):
-      kept = phases.keep(run, state, earlier, kept)
-    self._feed = phases.open_phase(run, phase, memory.rows(kept))
+    self._feed = phases.open_phase(run, phase)
     first = np.int32(phase.steps.start)
     self._state = state._replace(step=sharding.replicated(first, run.mesh))
     self._done, self._epoch = 0, inputs.batches(run, self._feed, 0)

@@ -12,6 +12,7 @@ from jax import lax
 from mhil import (
   augment,
   buffer,
+  drawing,
   exchange,
   networks,
   objectives,
@@ -86,15 +87,15 @@ class Case:
     )
     return populate.Offer(*placed)
 
-  def draw(self, held: buffer.Buffer, key: jax.Array) -> rehearsal.Drawn:
+  def draw(self, held: buffer.Buffer, key: jax.Array) -> drawing.Drawn:
     """One draw, on the mesh."""
-    return rehearsal.draw(
+    return drawing.draw(
       self.layout, held, key, count=self.setup.r, chunk=self.chunk
     )
 
-  def traffic(self) -> rehearsal.Traffic:
+  def traffic(self) -> drawing.Traffic:
     """What it is said to move."""
-    return rehearsal.traffic(
+    return drawing.traffic(
       self.layout, self.row_bytes, count=self.setup.r, chunk=self.chunk
     )
 
@@ -105,7 +106,7 @@ class Case:
 
   def drawer(self) -> Program:
     """Draws once at each call."""
-    f = _on(self, self.draw, (buffer.SPEC, P()), rehearsal.DRAWN_SPEC)
+    f = _on(self, self.draw, (buffer.SPEC, P()), drawing.SPEC)
     program = jax.jit(f).lower(self.buffer, self.key()).compile()
 
     def once():
@@ -169,7 +170,7 @@ def rehearsing(case: Case) -> Callable[[], None]:
     label = jnp.concatenate([label, drawn.label])
     return _learn(case, weights, x, label, weight), held, later
 
-  specs = P(), buffer.SPEC, rehearsal.DRAWN_SPEC
+  specs = P(), buffer.SPEC, drawing.SPEC
   f = _on(case, step, (specs, P(), populate.SPEC, P()), specs)
   program = jax.jit(f, donate_argnums=0)
   first = jax.jit(_on(case, case.draw, (buffer.SPEC, P()), specs[2]))

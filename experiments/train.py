@@ -73,6 +73,7 @@ def train(
     parts = build.parts(config)
   fingerprint = data.fingerprint(parts.dataset)
   workdir.claim(folder, config, resume, fingerprint)
+  print(workdir.memory(parts.transform.facts, config.memory.size))
   with (
     checkpoint.Checkpoints(
       folder / "checkpoints",

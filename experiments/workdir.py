@@ -166,6 +166,19 @@ def write(
   _replace(folder / "metrics.json", text)
 
 
+def memory(facts: dict[str, Any], size: int) -> str:
+  """What the memory holds, in a line."""
+  if size < 0:
+    return "memory: every sample of the classes seen, from the data set"
+  if not size:
+    return "memory: none"
+  return (
+    f"memory: {facts['samples']:,} samples over the whole mesh, "
+    f"{facts['bytes']:,} bytes, {facts['bytes_per_device']:,} bytes a device "
+    f"({facts['kind']})"
+  )
+
+
 def table(numbers: dict[str, Any]) -> str:
   """The numbers that matter, as one table."""
   after = zip(

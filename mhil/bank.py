@@ -44,7 +44,7 @@ class Task(NamedTuple):
     first_step: `[]` global step at which the phase began.
     steps: `[]` number of steps of the phase.
     balanced: `[]` True in the balanced passes after a task.
-    prior: `[l, h, c+1]` the loss's prior correction.
+    counts: `[classes]` new samples of each class in a step, on average.
     valid: `[l, h, c]` classes that exist in open heads.
   """
 
@@ -52,11 +52,11 @@ class Task(NamedTuple):
   first_step: Any
   steps: Any
   balanced: Any
-  prior: Any
+  counts: Any
   valid: Any
 
 
-TASK_SPEC = Task(P(), P(), P(), P(), SPEC, SPEC)
+TASK_SPEC = Task(P(), P(), P(), P(), P(), SPEC)
 
 
 def rows(heads: int, mesh: Mesh) -> tuple[int, int]:
@@ -82,3 +82,17 @@ def flatten(leaf):
 def place(tree: Tree, mesh: Mesh) -> Tree:
   """Lays arrays `[l, h, ...]` over the mesh's `head` axis."""
   return jax.device_put(tree, NamedSharding(mesh, SPEC))
+
+
+def deal(saved: jax.Array, like: jax.Array) -> jax.Array:
+  """Rows of `[l, h, ...]` in another `[l', h', ...]`; new ones stay `like`.
+
+  Where the shapes are equal, nothing is moved.
+  """
+  if saved.shape == like.shape:
+    return saved
+  rows = np.array(like).reshape(-1, *like.shape[2:])
+  old = np.asarray(saved).reshape(-1, *saved.shape[2:])
+  n = min(len(rows), len(old))
+  rows[:n] = old[:n]
+  return jax.device_put(rows.reshape(like.shape), like.sharding)

@@ -96,13 +96,13 @@ def layout(policy: str, size: int, classes: int, workers: int) -> Layout:
   """
   if policy not in POLICIES:
     raise ValueError(
-      f"policy={policy!r} is not known; use one of {', '.join(POLICIES)}"
+      f"memory.policy={policy!r} is not known; use one of {', '.join(POLICIES)}"
     )
   groups = 1 if policy == "reservoir" else classes
   if size < groups:
     raise ValueError(
-      f"size={size} rows are less than a slot for each of {groups} classes; "
-      f"use size={groups} or more"
+      f"memory.size={size} rows are less than a slot for each of {groups} "
+      f"classes; use memory.size={groups} or more, or 0 for none"
     )
   if policy == "balanced":
     slots, starts, table = _shrinking(size, classes, workers)
@@ -177,49 +177,6 @@ def slot_of(layout: Layout, worker: Any, rank: Any, place: Any) -> Any:
   if layout.table is None:
     return place
   return jnp.asarray(layout.table)[worker, place]
-
-
-def reshard(buffer: Buffer, old: Layout, new: Layout) -> Buffer:
-  """The same rows, in the same order, for other workers; on the host.
-
-  Where the sizes are equal there is room for every row.
-
-  Args:
-    buffer: of `old`.
-    old, new: layouts that differ in size or workers.
-
-  Returns:
-    Numpy arrays, to be placed. Draws from it are those from `buffer`.
-
-  Raises:
-    ValueError: if the layouts differ in more, or `new` cannot hold every row.
-  """
-  if (old.policy, old.classes) != (new.policy, new.classes):
-    raise ValueError(
-      f"policy={new.policy!r} of {new.classes} classes cannot take the rows of "
-      f"policy={old.policy!r} of {old.classes} classes; keep the latter"
-    )
-  rows, label, number, fill, rank, seen = map(np.asarray, buffer)
-  counts, arrived = fill.sum(0), max(int((rank >= 0).sum()), 1)
-  share = portions(new.size, rank, arrived, new.workers).sum(0)
-  if (counts > share).any():
-    raise ValueError(
-      f"size={new.size} cannot hold all {counts.sum()} rows of the buffer, as "
-      f"{np.maximum(counts - share, 0).sum()} find no slot of their class; use "
-      f"size={old.size}"
-    )
-  source = filled(old, fill, rank)
-  fill = dealt(counts, rank, new.workers).astype(np.int32)
-  target = filled(new, fill, rank)
-
-  def move(x):
-    out = np.zeros((new.workers, new.slots, *x.shape[2:]), x.dtype)
-    out[target] = x[source]
-    return out
-
-  seen = dealt(seen.sum(keepdims=True), np.zeros(1, int), new.workers)
-  seen = seen[:, 0].astype(np.int32)
-  return Buffer(move(rows), move(label), move(number), fill, rank, seen)
 
 
 def _starts(lengths: Whole) -> Whole:

@@ -2,8 +2,8 @@
 
 A save is a folder that appears whole or not at all, with the hash of each of
 its files inside. A restore checks them, says what is damaged and goes back to
-the newest sound save. Arrays `[l, h, ...]` that were saved on a mesh with
-another `head` axis are dealt anew, in order.
+the newest sound save. An array that was saved in another shape comes back in
+that shape, for whoever knows what the shape means.
 """
 
 import hashlib
@@ -80,6 +80,8 @@ class Checkpoints:
   def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
     """The newest sound save, laid out like `like`; None without one.
 
+    Arrays that have another shape there lie on one device.
+
     Damaged saves are named and set aside, so that their steps can be saved
     again.
     """
@@ -127,7 +129,7 @@ class Checkpoints:
         state=ocp.args.StandardRestore(jax.tree.unflatten(tree, wanted))
       ),
     )["state"]
-    return jax.tree.map(_deal, state, like), restored["progress"]["progress"]
+    return state, restored["progress"]["progress"]
 
   def _check_finite(self, step: int, state: Any) -> None:
     # The loss of a step is taken before its update, which may be what fails.
@@ -193,14 +195,3 @@ def _abstract(like: jax.Array, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
   if shape != like.shape:
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return jax.ShapeDtypeStruct(shape, like.dtype, sharding=sharding)
-
-
-def _deal(saved: jax.Array, like: jax.Array) -> jax.Array:
-  """Rows of `[l, h, ...]` in another `[l', h', ...]`; new ones stay `like`."""
-  if saved.shape == like.shape:
-    return saved
-  rows = np.array(like).reshape(-1, *like.shape[2:])
-  old = np.asarray(saved).reshape(-1, *saved.shape[2:])
-  n = min(len(rows), len(old))
-  rows[:n] = old[:n]
-  return jax.device_put(rows.reshape(like.shape), like.sharding)

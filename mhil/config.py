@@ -85,15 +85,21 @@ class Loss:
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class Memory:
-  """Exemplars over the whole mesh; -1 keeps every sample.
+  """The rehearsal buffer; every number is that of the whole mesh.
 
-  `protocol`: `total` or `floor` (in all), `per_class`; `selection`: `random`,
-  `herding`, `reservoir`.
+  `size` samples; 0 none, and -1 trains on all samples seen, again and again.
+  `policy`: `balanced` over the classes seen, `per_class` (fixed) or
+  `reservoir`; `selection`: `stream`, what passes, or `herding`. A step draws
+  `draws` rows and offers its samples, `candidates` of which replace a row of a
+  full class. `scope`: `global`, or `local` to each device along `data`.
   """
 
   size: int = 100
-  protocol: str = "total"
-  selection: str = "random"
+  policy: str = "balanced"
+  selection: str = "stream"
+  draws: int = 8
+  candidates: int = 8
+  scope: str = "global"
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -121,13 +127,13 @@ class Optimizer:
 class Train:
   """`train_heads` is `all`, `readout` or `new`; see `heads.update`.
 
-  `replay` exemplars are in each batch; 0 shuffles them in. After each task
-  but the first, `balanced_epochs` passes at `balanced_rate` see exemplars only.
+  `batch` new samples are in a step, to which the memory adds its draws. After
+  each task but the first, `balanced_epochs` passes at `balanced_rate` see what
+  the memory holds only.
   """
 
   epochs: int = 30
-  batch: int = 32
-  replay: int = 0
+  batch: int = 24
   balanced_epochs: int = 0
   balanced_rate: float = 1e-4
   train_heads: str = "all"

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from mhil import bank as bank_lib
-from mhil import plan, programs
+from mhil import programs
 from mhil import run as run_lib
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -26,7 +26,7 @@ def of_run(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
   return {
     "params_sha256": params_sha256(state.bank.params, open_heads),
     "parameters": {"total": of_head * open_heads, "per_head": of_head},
-    "memory": exemplars(run),
+    "memory": memory(run, state),
     "compiles": dict(zip(("train_step", "evaluate"), run.compiles)),
     "collectives": [c._asdict() for c in run.traffic],
     "step_bytes_per_device": {
@@ -47,24 +47,15 @@ def of_run(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
   }
 
 
-def exemplars(run: run_lib.Run) -> dict[str, Any]:
-  """What the memory holds once every class is seen, over the whole mesh."""
-  recipe, labels = run.recipe, run.dataset.train_labels
-  held = plan.kept_size(labels, run.stream.order, recipe)
-  image = run.dataset.train_images[0]
-  protocol = "every sample"
-  if recipe.memory is not None:
-    kind = {
-      "total": "fixed total, all of it dealt",
-      "floor": "fixed total, the same for each class",
-      "per_class": "fixed per class",
-    }
-    protocol = f"{kind[recipe.protocol]}; {recipe.selection} choice"
-  return {
-    "exemplars": held,
-    "bytes": held * image.nbytes,
-    "protocol": protocol,
-  }
+def memory(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
+  """What the memory can hold and holds, over the whole mesh."""
+  facts = dict(run.transform.facts)
+  if run.recipe.cumulative:
+    labels, image = run.dataset.train_labels, run.dataset.train_images[0]
+    facts["kind"] = "every sample, from the data set"
+    facts["samples"], facts["bytes"] = len(labels), len(labels) * image.nbytes
+    return facts | {"held": len(labels)}
+  return facts | {"held": len(run.transform.held(state.memory))}
 
 
 def params_sha256(params: Any, open_heads: int) -> str:

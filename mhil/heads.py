@@ -77,6 +77,7 @@ def each(
 def update(
   bank: Bank,
   task: Task,
+  prior: jax.Array,
   batch: objectives.Batch,
   step: jax.Array,
   key: jax.Array,
@@ -92,6 +93,7 @@ def update(
   Args:
     bank: this device's rows, `[l, 1, ...]`.
     task: the running task, its tables cut like the bank.
+    prior: `[l, c+1]` the loss's prior correction.
     batch: this device's samples, `[b, ...]`.
     step: `[]` global step.
     key: this step's key; head `i` gets `fold_in(key, i)`.
@@ -107,7 +109,7 @@ def update(
   newest = task.opened - 1
   first = jnp.where(newest % width == here, newest // width, stop)
   start = first if train_heads == "new" else jnp.zeros_like(stop)
-  shared = _share(bank, task, batch, stop, objective, loss)
+  shared = _share(bank, task, prior, batch, stop, objective, loss)
   scale = rate(step, task)
 
   def train(i, bank):
@@ -116,7 +118,7 @@ def update(
     targets = jnp.where(own, batch.columns, task.valid.shape[-1])
 
     def criterion(logits):
-      tables = task.prior[i, 0], task.valid[i, 0]
+      tables = prior[i], task.valid[i, 0]
       return loss.value(logits, targets, *tables, shared)
 
     def learn(method, moving):
@@ -223,13 +225,13 @@ def _forward(bank, images, stop, objective, outputs):
   return lax.fori_loop(0, stop, one, blank)
 
 
-def _share(bank, task, batch, stop, objective, loss):
+def _share(bank, task, prior, batch, stop, objective, loss):
   """What the heads tell each other before a step; None for D-CE."""
   if loss.share is None:
     return None
   outputs = task.valid.shape[-1] + 1
   logits = _forward(bank, batch.images, stop, objective, outputs)
-  return loss.share(logits, task.prior[:, 0], task.valid[:, 0], "head")
+  return loss.share(logits, prior, task.valid[:, 0], "head")
 
 
 def _agree(out: objectives.Step) -> objectives.Step:

@@ -19,16 +19,16 @@ Given = tuple[programs.Epoch, programs.Samples]
 
 
 class Feed(NamedTuple):
-  """A phase with the exemplars that it found.
+  """A phase with what it found in the memory.
 
   Attributes:
     phase: which.
-    kept: rows in the memory.
+    held: rows in the memory, of a balanced phase.
     task: its tables, on the devices.
   """
 
   phase: plan.Phase
-  kept: np.ndarray
+  held: np.ndarray
   task: bank_lib.Task
 
 
@@ -39,7 +39,7 @@ def order_of(run: run_lib.Run, feed: Feed, epoch: int) -> np.ndarray:
     run.stream,
     run.dataset.train_labels,
     run.recipe,
-    feed.kept,
+    feed.held,
     run.seed,
     epoch,
   )
@@ -54,7 +54,7 @@ def batches(run: run_lib.Run, feed: Feed, epoch: int) -> programs.Epoch:
   padding = [(0, longest - len(order)), (0, 0)]
   order = np.pad(order, padding, constant_values=-1)
   return programs.Epoch(
-    sharding.place(order, run.mesh, P(None, "data")),
+    sharding.replicated(order, run.mesh),
     run_lib.scalar(first, run.mesh),
   )
 
@@ -148,8 +148,9 @@ def on_devices(
   """Samples, whole on each device; `images` may be None."""
   samples = programs.Samples(
     images,
-    stream.head_of[labels].astype(np.int32),
-    stream.column_of[labels].astype(np.int32),
+    labels.astype(np.int32),
+    np.asarray(stream.head_of, np.int32),
+    np.asarray(stream.column_of, np.int32),
     jax.random.key(seed),
   )
   return sharding.replicated(samples, mesh)

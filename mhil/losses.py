@@ -33,9 +33,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 # Finite, so that a masked class can never make inf - inf.
 MASKED = -1e30
@@ -43,6 +42,9 @@ MASKED = -1e30
 Logits = Float[Array, "b c+1"]
 Valid = Bool[Array, " c"]
 PerSample = Float[Array, " b"]
+Counts = Int[Array, " k"]
+Owners = Int[Array, " k"]
+Prior = tuple[Float[Array, " k"], Float[Array, " k"]]
 
 
 class Loss(NamedTuple):
@@ -54,8 +56,9 @@ class Loss(NamedTuple):
       [b]`, the head's share of each sample's loss, in nats.
     scores: `(logits [b, c+1], valid [c]) -> [b, c]`, what the arg-max over
       all heads compares; padded classes get `MASKED`.
-    prior: `(counts [h, c], seen [h, c]) -> [h, c+1]`, the correction that
-      `value` adds to the logits, on the host.
+    prior: `(counts [k], owners [k], opened) -> ([k], [k])`, the correction
+      that `value` adds to the logits, of each class and of its head's
+      reference; see `class_prior`.
     share: None where heads are independent. Else `(logits [l, b, c+1],
       prior [l, c+1], valid [l, c], axis) -> shared`, run before `value` on
       the logits of the device's heads; the only place with traffic over
@@ -65,7 +68,7 @@ class Loss(NamedTuple):
   name: str
   value: Callable[..., PerSample]
   scores: Callable[[Logits, Valid], Float[Array, "b c"]]
-  prior: Callable[[np.ndarray, np.ndarray], np.ndarray]
+  prior: Callable[..., Prior]
   share: Callable[..., Any] | None = None
 
 
@@ -115,45 +118,54 @@ def distributed_ce(smoothing: float = 0.0) -> Loss:
   return _coupled("distributed_ce", _reduce, smoothing)
 
 
-def class_prior(counts: np.ndarray, seen: np.ndarray) -> np.ndarray:
-  """Log prior of a head's classes and of its rest, per absent class.
+def class_prior(counts: Counts, owners: Owners, opened: int | Array) -> Prior:
+  """Log prior of each class, and of its head's rest per absent class.
 
   Training data with class rates q and a balanced test set differ by the
   factor q_k for class k, and by (sum of the others' q) / (their number) for
   the rest; adding its log in the loss leaves balanced scores behind.
 
   Args:
-    counts: `[h, c]` samples of each class that a step may draw.
-    seen: `[h, c]` True for classes of open heads.
+    counts: `[k]` samples of each class in a step, on average, in any unit.
+      Whole numbers, whose sums do not depend on the order of summation.
+    owners: `[k]` head of each class.
+    opened: number of open heads; the counts of others are 0.
 
   Returns:
-    `[h, c+1]` float32; `MASKED` where there is nothing to draw.
+    Two arrays `[k]`, for a class's logit and for its head's reference;
+    `MASKED` where there is nothing to draw.
   """
-  counts = np.where(seen, counts, 0).astype(np.float64)
-  total = max(counts.sum(), 1.0)
-  rest = total - counts.sum(1)
-  absent = np.maximum(seen.sum() - seen.sum(1), 1)
-  return _log(np.concatenate([counts, (rest / absent)[:, None]], 1) / total)
+  total, own = jnp.sum(counts), _of_heads(counts, owners)
+  here = (owners < opened).astype(jnp.int32)
+  absent = jnp.maximum(jnp.sum(here) - _of_heads(here, owners), 1)
+  return (
+    _log(counts) - _log(total),
+    _log(total - own) - _log(absent) - _log(total),
+  )
 
 
-def odds_prior(counts: np.ndarray, seen: np.ndarray) -> np.ndarray:
+def odds_prior(counts: Counts, owners: Owners, opened: int | Array) -> Prior:
   """Log-odds of a class against its log-odds in a balanced set.
 
-  Args, returns: as `class_prior`; the last column is 0. With a single class
+  Args, returns: as `class_prior`; the second array is 0. With a single class
   the odds say nothing and the correction is 0.
   """
-  counts = np.where(seen, counts, 0).astype(np.float64)
-  total, classes = counts.sum(), seen.sum()
-  odds = _log(counts) - _log(total - counts) + _log(classes - 1.0)
-  odds = np.where(seen & (counts > 0) & (counts < total), odds, 0.0)
-  return np.pad(odds, [(0, 0), (0, 1)]).astype(np.float32)
+  total = jnp.sum(counts)
+  classes = jnp.sum((owners < opened).astype(jnp.int32))
+  odds = _log(counts) - _log(total - counts) + _log(classes - 1)
+  odds = jnp.where((counts > 0) & (counts < total), odds, 0.0)
+  return odds, jnp.zeros_like(odds)
 
 
-def _log(x) -> np.ndarray:
-  x = np.asarray(x, np.float64)
-  return np.where(x > 0, np.log(np.maximum(x, 1e-300)), MASKED).astype(
-    np.float32
-  )
+def _of_heads(counts, owners):
+  """For each class, the sum over its head; there are no more heads."""
+  sums = jnp.zeros(counts.size, jnp.int32).at[owners].add(counts)
+  return sums[owners]
+
+
+def _log(whole):
+  x = jnp.asarray(whole, jnp.float32)
+  return jnp.where(x > 0, jnp.log(jnp.maximum(x, 1.0)), MASKED)
 
 
 def _pick(table, targets):

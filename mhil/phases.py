@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from mhil import bank as bank_lib
-from mhil import inputs, memory, metrics, plan, programs, sharding
+from mhil import herding, inputs, metrics, plan, programs, scoring, sharding
 from mhil import run as run_lib
 
 P = jax.P
@@ -12,55 +12,48 @@ NOTHING = np.zeros(0, np.int32)
 
 
 def open_phase(
-  run: run_lib.Run, phase: plan.Phase, kept: np.ndarray
+  run: run_lib.Run, phase: plan.Phase, held: np.ndarray = NOTHING
 ) -> inputs.Feed:
-  """Opens the task's head: who may train and score, and the class priors."""
+  """Opens the task's head: who may train and score, and how often each class.
+
+  Args:
+    run: the run.
+    phase: which.
+    held: rows in the memory; only a balanced phase reads them.
+  """
   stream, labels = run.stream, run.dataset.train_labels
-  shape = len(stream.tasks), stream.head_width
-  counts, seen = np.zeros(shape), np.zeros(shape, bool)
-  drawn = plan.counts(phase, stream, labels, run.recipe, kept)
+  seen = np.zeros((len(stream.tasks), stream.head_width), bool)
   for c in stream.seen(phase.task):
-    place = stream.head_of[c], stream.column_of[c]
-    counts[place], seen[place] = drawn[c], True
-  prior = np.zeros((shape[0], shape[1] + 1), np.float32)
-  if run.recipe.correction:
-    prior = run.loss.prior(counts, seen)
+    seen[stream.head_of[c], stream.column_of[c]] = True
+  counts = plan.counts(phase, stream, labels, run.recipe, held)
   task = bank_lib.Task(
     run_lib.scalar(phase.task + 1, run.mesh),
     run_lib.scalar(phase.steps.start, run.mesh),
     run_lib.scalar(len(phase.steps), run.mesh),
     sharding.replicated(np.bool_(phase.balanced), run.mesh),
-    bank_lib.place(bank_lib.arrange(prior, run.mesh), run.mesh),
+    sharding.replicated(counts, run.mesh),
     bank_lib.place(bank_lib.arrange(seen, run.mesh), run.mesh),
   )
-  return inputs.Feed(phase, kept, task)
+  return inputs.Feed(phase, held, task)
 
 
-def keep(
-  run: run_lib.Run, state: programs.State, t: int, kept: memory.Kept
-) -> memory.Kept:
-  """What the memory holds once task `t` is learnt."""
-  stream, recipe = run.stream, run.recipe
-  labels, classes = run.dataset.train_labels, stream.tasks[t]
-  size = len(labels) if recipe.memory is None else recipe.memory
-  if recipe.memory is None:
-    orders = {c: np.flatnonzero(labels == c) for c in classes}
-    return memory.update(kept, orders, size, "per_class")
-  if recipe.selection == "reservoir":
-    came = [
-      np.flatnonzero(np.isin(labels, task)) for task in stream.tasks[: t + 1]
-    ]
-    arrived = np.concatenate(came).astype(np.int32)
-    return {-1: memory.reservoir(arrived, size, run.seed)}
-  if recipe.selection == "random":
-    orders = {c: memory.random_order(labels, c, run.seed) for c in classes}
-    return memory.update(kept, orders, size, recipe.protocol)
-  share = memory.shares(size, len(stream.seen(t)), recipe.protocol)[-1]
-  orders = {}
-  for c in classes:
+def keep(run: run_lib.Run, state: programs.State, t: int) -> programs.State:
+  """The state once the memory has chosen of what task `t` taught.
+
+  A memory that keeps what passes has nothing left to choose.
+  """
+  if run.transform.keep is None:
+    return state
+  labels, orders = run.dataset.train_labels, {}
+  # No policy leaves a class more.
+  most = -(-run.transform.size // len(run.stream.seen(t)))
+  for c in run.stream.tasks[t]:
     rows = np.flatnonzero(labels == c)
-    orders[c] = memory.herding(features(run, state, t, rows), rows, share + 1)
-  return memory.update(kept, orders, size, recipe.protocol)
+    found = features(run, state, t, rows)
+    orders[c] = herding.herding(found, rows, most)
+  images = run.dataset.train_images
+  kept = run.transform.keep(state.memory, orders, lambda rows: images[rows])
+  return state._replace(memory=kept)
 
 
 def features(
@@ -92,9 +85,9 @@ def evaluate(
 
 def predictor(run: run_lib.Run, state: programs.State, t: int):
   """`images [b, ...] -> classes [b]` over the heads open after task `t`."""
-  task = open_phase(run, run.phases_of(t)[0], NOTHING).task
+  task = open_phase(run, run.phases_of(t)[0]).task
   scores = jax.jit(
-    programs.class_scores(run.mesh, run.dataset, run.objective, run.loss)
+    scoring.class_scores(run.mesh, run.dataset, run.objective, run.loss)
   )
   # -1 in padded columns, which never win.
   class_of = np.full((len(run.stream.tasks), run.stream.head_width), -1)

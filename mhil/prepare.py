@@ -12,13 +12,14 @@ from mhil import (
   heads,
   inputs,
   losses,
-  memory,
   objectives,
   phases,
   plan,
   programs,
+  scoring,
   sharding,
   streams,
+  transforms,
 )
 from mhil import data as data_lib
 from mhil.recipe import Recipe
@@ -33,18 +34,21 @@ def build(
   loss: losses.Loss,
   recipe: Recipe,
   seed: int,
+  transform: transforms.Transform | None = None,
 ) -> Run:
   """Checks that the parts fit, places the data, compiles the programs."""
-  check(mesh, stream, dataset, recipe)
+  transform = transform or transforms.none(dataset.classes)
+  check(mesh, stream, dataset, recipe, transform.size)
   run = Run(
     mesh,
     stream,
     dataset,
     objective,
     loss,
+    transform,
     recipe,
     seed,
-    plan.phases(stream, dataset.train_labels, recipe),
+    plan.phases(stream, dataset.train_labels, recipe, transform.size),
     *inputs.resident(stream, dataset, recipe, seed, mesh),
     None,
     None,
@@ -52,11 +56,11 @@ def build(
       heads.initializer(objective, recipe.optimizer, len(stream.tasks), mesh)
     ),
     jax.jit(heads.each(recipe.optimizer.init, mesh)),
-    jax.jit(programs.head_features(mesh, dataset, objective)),
+    jax.jit(scoring.head_features(mesh, dataset, objective)),
     [],
     (0, 0),
   )
-  feed = phases.open_phase(run, run.phases[0], phases.NOTHING)
+  feed = phases.open_phase(run, run.phases[0])
   state = start(run)
   step = programs.train_step(
     mesh,
@@ -66,11 +70,13 @@ def build(
     recipe.optimizer,
     rate_of(recipe),
     recipe.train_heads,
+    transform,
+    recipe.correction,
     recipe.streamed,
   )
   given, tested = inputs.shapes(run)
-  tally = programs.evaluate(
-    programs.class_scores(mesh, dataset, objective, loss),
+  tally = scoring.evaluate(
+    scoring.class_scores(mesh, dataset, objective, loss),
     test_batch(mesh, recipe),
   )
   lowered = jax.jit(step, donate_argnums=0).lower(
@@ -99,8 +105,14 @@ def check(
   stream: streams.Stream,
   dataset: data_lib.Dataset,
   recipe: Recipe,
+  memory: int = 0,
 ) -> None:
-  """Raises ValueError for parts that do not fit together."""
+  """Raises ValueError for parts that do not fit together.
+
+  Args:
+    mesh, stream, dataset, recipe: of a run.
+    memory: samples that it can keep.
+  """
   data = mesh.shape["data"]
   if recipe.batch < 1 or recipe.batch % data:
     raise ValueError(
@@ -116,31 +128,22 @@ def check(
   if not recipe.streamed:
     stats = mesh.devices.flat[0].memory_stats() or {}
     check_room(dataset, stats.get("bytes_limit"))
-  for field, value, known in (
-    ("train.train_heads", recipe.train_heads, heads.TRAIN_HEADS),
-    ("memory.selection", recipe.selection, memory.SELECTIONS),
-    ("memory.protocol", recipe.protocol, memory.PROTOCOLS),
-  ):
-    if value not in known:
-      raise ValueError(
-        f"{field}={value!r} is not known; use one of {', '.join(known)}"
-      )
-  if not 0 <= recipe.replay < recipe.batch:
+  if recipe.train_heads not in heads.TRAIN_HEADS:
     raise ValueError(
-      f"train.replay={recipe.replay} leaves no room for new samples in "
-      f"train.batch={recipe.batch}; use {recipe.batch // 2}"
+      f"train.train_heads={recipe.train_heads!r} is not known; use one of "
+      + ", ".join(heads.TRAIN_HEADS)
     )
   if recipe.from_scratch and recipe.train_heads != "all":
     raise ValueError(
       f"train.train_heads={recipe.train_heads} would never train the old heads "
       "that train.from_scratch=true draws anew; use train.train_heads=all"
     )
-  if recipe.balanced_epochs and recipe.memory == 0:
+  if recipe.balanced_epochs and not memory:
     raise ValueError(
       f"train.balanced_epochs={recipe.balanced_epochs} has no exemplars to "
-      "train on with memory.size=0; use train.balanced_epochs=0"
+      "train on without a memory; use train.balanced_epochs=0"
     )
-  _check_sizes(stream, dataset, recipe)
+  _check_sizes(stream, dataset, recipe, memory)
   for name in ("epochs", "log_every"):
     if getattr(recipe, name) < 1:
       raise ValueError(
@@ -155,25 +158,20 @@ def test_batch(mesh: Mesh, recipe: Recipe) -> int:
 
 
 def _check_sizes(
-  stream: streams.Stream, dataset: data_lib.Dataset, recipe: Recipe
+  stream: streams.Stream, dataset: data_lib.Dataset, recipe: Recipe, memory: int
 ) -> None:
-  labels, size = dataset.train_labels, recipe.memory or 0
-  there, each = len(labels), ""
-  if recipe.protocol == "per_class" and recipe.selection != "reservoir":
-    there, each = int(np.bincount(labels).max()), " of each class"
-  if size > there:
+  there = len(dataset.train_labels)
+  if memory > there:
     raise ValueError(
-      f"memory.size={size}{each} is more than the {there} training samples"
-      f"{each} in {dataset.name}; use memory.size={there} or less, or -1 to "
-      "keep every sample"
+      f"memory.size={memory} is more than the {there} training samples in "
+      f"{dataset.name}; use memory.size={there} or less, or -1 to train on "
+      "every sample again"
     )
-  for phase in plan.phases(stream, labels, recipe):
-    if not phase.balanced and phase.rows < phase.width:
-      most = recipe.batch - phase.width + phase.rows
+  for phase in plan.phases(stream, dataset.train_labels, recipe, memory):
+    if not phase.balanced and phase.rows < recipe.batch:
       raise ValueError(
-        f"train.batch={recipe.batch} has room for {phase.width} samples of "
-        f"task {phase.task}, which has {phase.rows}; use train.batch={most} "
-        "or less"
+        f"train.batch={recipe.batch} is more than the {phase.rows} samples of "
+        f"task {phase.task}; use train.batch={phase.rows} or less"
       )
 
 

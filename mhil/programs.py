@@ -1,10 +1,9 @@
-"""The compiled programs of a run: one training step, one evaluation.
+"""The training step of a run, to be compiled.
 
 Data that fit live on the devices as they are stored (uint8), and a step
 gathers its own samples; streamed data arrive batch by batch. A step augments
 and normalises. Nothing else goes to or comes from the host in a step, and
-nothing about a task is static, so each program compiles once for a whole
-stream.
+nothing about a task is static, so it compiles once for a whole stream.
 """
 
 from collections.abc import Callable
@@ -14,13 +13,16 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from mhil import augment, heads, losses, metrics, objectives
+from mhil import augment, heads, losses, objectives, transforms
 from mhil import bank as bank_lib
 from mhil import data as data_lib
 
 P = jax.P
+# Average counts of classes are whole numbers of this fraction of a sample, so
+# that their sums are exact; a batch may hold 32,768 samples.
+UNIT = 2**16
 
 
 class State(NamedTuple):
@@ -29,10 +31,12 @@ class State(NamedTuple):
   Attributes:
     step: `[]` global step, over all tasks.
     bank: the heads.
+    memory: what the batch transform remembers.
   """
 
   step: Any
   bank: Any
+  memory: Any
 
 
 class Samples(NamedTuple):
@@ -41,12 +45,14 @@ class Samples(NamedTuple):
   Attributes:
     images: `[n, ...]` as stored; of a streamed set, those of one batch
       `[b, ...]`, cut over `data`.
-    owners: `[n]` head of each sample's class.
-    columns: `[n]` column of each sample's class in its head.
+    labels: `[n]` classes.
+    owners: `[classes]` head of each class.
+    columns: `[classes]` column of each class in its head.
     key: the run's root key.
   """
 
   images: Any
+  labels: Any
   owners: Any
   columns: Any
   key: Any
@@ -56,16 +62,13 @@ class Epoch(NamedTuple):
   """The batches of one pass.
 
   Attributes:
-    order: `[steps, b]` row numbers; `~row` for a row of weight zero.
+    order: `[steps, w b]` row numbers of all workers' samples, whole on each;
+      `~row` for a row of weight zero.
     first_step: `[]` global step of row 0.
   """
 
   order: Any
   first_step: Any
-
-
-EPOCH_SPEC = Epoch(P(None, "data"), P())
-STATE_SPEC = State(P(), bank_lib.SPEC)
 
 
 def pixels(dataset: data_lib.Dataset) -> dict[str, Any]:
@@ -82,6 +85,8 @@ def train_step(
   optimizer: optax.GradientTransformation,
   rate: Callable[..., jax.Array],
   train_heads: str,
+  transform: transforms.Transform,
+  correction: bool = True,
   streamed: bool = False,
 ) -> Callable[..., State]:
   """`(state, epoch, task, samples) -> state`; to be jitted.
@@ -89,13 +94,19 @@ def train_step(
   With `streamed`, the images of `samples` are this step's batch.
   """
 
+  spec = state_spec(transform)
+
   def local(state, epoch, task, samples):
     key = jax.random.fold_in(samples.key, state.step)
-    images_key, heads_key = jax.random.split(key)
+    images_key, heads_key, memory_key = jax.random.split(key, 3)
+    counts = task.counts + transform.expected(state.memory)
+    batch, everyone = take(state.step, epoch, task, samples, streamed)
+    memory, batch = transform.apply(state.memory, batch, everyone, memory_key)
     bank = heads.update(
       state.bank,
       task,
-      draw(state.step, epoch, samples, images_key, dataset, streamed),
+      priors(counts, task, samples, loss, correction),
+      inputs_of(batch, samples, images_key, dataset),
       state.step,
       heads_key,
       objective=objective,
@@ -104,147 +115,92 @@ def train_step(
       rate=rate,
       train_heads=train_heads,
     )
-    return State(state.step + 1, bank)
+    return State(state.step + 1, bank, memory)
 
-  samples = samples_spec(streamed)
   return jax.shard_map(
     local,
     mesh=mesh,
-    in_specs=(STATE_SPEC, EPOCH_SPEC, bank_lib.TASK_SPEC, samples),
-    out_specs=STATE_SPEC,
+    in_specs=(
+      spec,
+      Epoch(P(), P()),
+      bank_lib.TASK_SPEC,
+      samples_spec(streamed),
+    ),
+    out_specs=spec,
   )
 
 
-def draw(
+def take(
   step: jax.Array,
   epoch: Epoch,
+  task: bank_lib.Task,
+  samples: Samples,
+  streamed: bool,
+) -> tuple[transforms.Batch, transforms.Everyone]:
+  """This device's samples of a step; runs in `shard_map`."""
+  order = epoch.order[step - epoch.first_step]
+  order = order.reshape(lax.axis_size("data"), -1)
+  number = jnp.where(order < 0, ~order, order)
+  label = samples.labels[number]
+  me = lax.axis_index("data")
+  batch = transforms.Batch(
+    samples.images if streamed else samples.images[number[me]],
+    label[me],
+    me * order.shape[1] + jnp.arange(order.shape[1]),
+    (order[me] >= 0).astype(jnp.float32),
+  )
+  fresh = (order >= 0) & ~task.balanced
+  return batch, transforms.Everyone(label, number, fresh)
+
+
+def inputs_of(
+  batch: transforms.Batch,
   samples: Samples,
   key: jax.Array,
   dataset: data_lib.Dataset,
-  streamed: bool,
 ) -> objectives.Batch:
-  """This device's samples of a step, augmented; runs in `shard_map`."""
-  rows = epoch.order[step - epoch.first_step]
-  position = lax.axis_index("data") * rows.size + jnp.arange(rows.size)
-  taken = jnp.where(rows < 0, ~rows, rows)
-  images = samples.images if streamed else samples.images[taken]
-  images = augment.prepare(images, key, position, **pixels(dataset), train=True)
-  weight = (rows >= 0).astype(jnp.float32)
-  weight = weight / lax.psum(jnp.sum(weight), "data")
-  owners, columns = samples.owners[taken], samples.columns[taken]
-  return objectives.Batch(images, owners, columns, weight)
+  """What the heads see: augmented, with weights that sum to one."""
+  images = augment.prepare(
+    batch.rows, key, batch.position, **pixels(dataset), train=True
+  )
+  weight = batch.weight / lax.psum(jnp.sum(batch.weight), "data")
+  return objectives.Batch(
+    images, samples.owners[batch.label], samples.columns[batch.label], weight
+  )
+
+
+def priors(
+  counts: jax.Array,
+  task: bank_lib.Task,
+  samples: Samples,
+  loss: losses.Loss,
+  correction: bool,
+) -> jax.Array:
+  """The loss's prior correction `[l, c+1]` of this device's heads.
+
+  Args:
+    counts: `[classes]` samples of each class in this step, on average.
+    task, samples: the running task, and where classes are.
+    loss: whose correction.
+    correction: False for none.
+  """
+  l, _, c = task.valid.shape
+  h = lax.axis_size("head")
+  if not correction:
+    return jnp.zeros((l, c + 1))
+  whole = jnp.round(counts * UNIT).astype(jnp.int32)
+  own, rest = loss.prior(whole, samples.owners, task.opened)
+  table = jnp.zeros((l * h, c + 1))
+  table = table.at[samples.owners, samples.columns].set(own)
+  table = table.at[samples.owners, c].set(rest)
+  return table.reshape(l, h, c + 1)[:, lax.axis_index("head")]
 
 
 def samples_spec(streamed: bool) -> Samples:
   """How the samples of a step lie on the mesh."""
-  return Samples(P("data") if streamed else P(), P(), P(), P())
+  return Samples(P("data") if streamed else P(), P(), P(), P(), P())
 
 
-def class_scores(
-  mesh: Mesh,
-  dataset: data_lib.Dataset,
-  objective: objectives.Objective,
-  loss: losses.Loss,
-) -> Callable[..., jax.Array]:
-  """`(bank, task, images [b, ...]) -> scores [b, heads, c]`, on all devices.
-
-  One all-gather over `head`. Closed heads and padding score
-  `losses.MASKED`.
-  """
-
-  def local(bank, task, images):
-    images = augment.prepare(images, **pixels(dataset), train=False)
-    return heads.scores(bank, task, images, objective=objective, loss=loss)
-
-  spread = jax.shard_map(
-    local,
-    mesh=mesh,
-    in_specs=(bank_lib.SPEC, bank_lib.TASK_SPEC, P("data")),
-    out_specs=P("data", None, "head"),
-  )
-
-  def scores(bank, task, images):
-    images = jax.reshard(images, NamedSharding(mesh, P("data")))
-    out = jax.reshard(spread(bank, task, images), NamedSharding(mesh, P()))
-    return out.reshape(out.shape[0], -1, out.shape[-1])
-
-  return scores
-
-
-def head_features(
-  mesh: Mesh, dataset: data_lib.Dataset, objective: objectives.Objective
-) -> Callable[..., jax.Array]:
-  """`(bank, head, images [b, ...]) -> [h, b, f]`; row `head % h` counts."""
-
-  def local(bank, head, images):
-    images = augment.prepare(images, **pixels(dataset), train=False)
-    return heads.features(bank, head, images, objective=objective)
-
-  return jax.shard_map(
-    local,
-    mesh=mesh,
-    in_specs=(bank_lib.SPEC, P(), P()),
-    out_specs=P("head"),
-  )
-
-
-def evaluate(
-  scores: Callable[..., jax.Array], batch: int
-) -> Callable[..., metrics.Tally]:
-  """`(bank, task, samples, seen) -> Tally` over the first `seen` samples.
-
-  Samples are sorted by head, so what is not seen yet costs nothing. To be
-  jitted; counts are the only thing that leaves the devices.
-  """
-
-  def run(bank, task, samples, seen):
-    heads_in_all = bank.loss.size
-    blank = _tally(heads_in_all)
-
-    def add(i, tally):
-      rows = i * batch + jnp.arange(batch)
-      taken = jnp.minimum(rows, samples.owners.size - 1)
-      table = scores(bank, task, samples.images[taken])
-      return jax.tree.map(
-        jnp.add,
-        tally,
-        _count(
-          table, samples.owners[taken], samples.columns[taken], rows < seen
-        ),
-      )
-
-    return lax.fori_loop(0, (seen + batch - 1) // batch, add, blank)
-
-  return run
-
-
-def _tally(n):
-  row = jnp.zeros(n, jnp.int32)
-  return metrics.Tally(row, row, row, row, row, jnp.zeros((n, n), jnp.int32))
-
-
-def _count(table, owners, columns, counted) -> metrics.Tally:
-  """Counts of one batch; `table` is `[b, heads, c]`."""
-  best = jnp.max(table, axis=2)
-  chosen = jnp.argmax(best, axis=1)
-  column = jnp.argmax(table, axis=2)
-  own = jnp.take_along_axis(table, owners[:, None, None], axis=1)[:, 0]
-  true = jnp.take_along_axis(own, columns[:, None], axis=1)[:, 0]
-  within = jnp.argmax(own, axis=1) == columns
-  right_head = chosen == owners
-  above = jnp.sum(table > true[:, None, None], axis=(1, 2))
-  picked = jnp.take_along_axis(column, chosen[:, None], axis=1)[:, 0]
-  by_head = jax.nn.one_hot(owners, table.shape[1], dtype=jnp.int32)
-  by_head = by_head * counted[:, None].astype(jnp.int32)
-
-  def count(hit):
-    return jnp.sum(by_head * hit[:, None].astype(jnp.int32), axis=0)
-
-  return metrics.Tally(
-    jnp.sum(by_head, axis=0),
-    count(right_head & (picked == columns)),
-    count(right_head),
-    count(within),
-    count(above < 5),
-    by_head.T @ jax.nn.one_hot(chosen, table.shape[1], dtype=jnp.int32),
-  )
+def state_spec(transform: transforms.Transform) -> State:
+  """How the state lies on the mesh."""
+  return State(P(), bank_lib.SPEC, transform.spec)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mhil import memory, metrics
+from mhil import metrics
 
 
 class Progress(NamedTuple):
@@ -21,8 +21,6 @@ class Progress(NamedTuple):
     seconds: training time of each task begun.
     waited: seconds in which the loop waited for its next batch.
     stepped: seconds between the waits, within a stretch of steps.
-    kept: exemplars by class, as `memory` keeps them.
-    learnt: tasks whose exemplars are in `kept`.
   """
 
   step: int = 0
@@ -32,8 +30,6 @@ class Progress(NamedTuple):
   seconds: tuple[float, ...] = ()
   waited: float = 0.0
   stepped: float = 0.0
-  kept: memory.Kept = {}  # noqa: RUF012, replaced and never changed
-  learnt: int = 0
 
 
 class NotFinite(ArithmeticError):
@@ -131,19 +127,6 @@ class Recorder:
     self._stop_clock()
     self._log(self.step, accuracies(tally))
 
-  @property
-  def kept(self) -> memory.Kept:
-    """The exemplars."""
-    return self._done.kept
-
-  def learnt(self, t: int) -> bool:
-    """Whether the exemplars of task `t` have been chosen."""
-    return t < self._done.learnt
-
-  def keep(self, t: int, kept: memory.Kept) -> None:
-    """Books the memory after task `t`."""
-    self._done = self._done._replace(kept=kept, learnt=t + 1)
-
   def progress(self) -> Progress:
     """Everything up to now."""
     self._stop_clock()
@@ -208,8 +191,7 @@ def measured(done: Progress) -> dict[str, Any]:
 def to_json(done: Progress) -> dict[str, Any]:
   """Progress as lists and numbers."""
   tallies = [[x.tolist() for x in tally] for tally in done.tallies]
-  kept = memory.to_json(done.kept)
-  return {**done._asdict(), "tallies": tallies, "kept": kept}
+  return {**done._asdict(), "tallies": tallies}
 
 
 def from_json(saved: dict[str, Any]) -> Progress:
@@ -225,6 +207,4 @@ def from_json(saved: dict[str, Any]) -> Progress:
     seconds=tuple(saved["seconds"]),
     waited=saved["waited"],
     stepped=saved["stepped"],
-    kept=memory.from_json(saved["kept"]),
-    learnt=saved["learnt"],
   )

@@ -13,20 +13,17 @@ class Recipe(NamedTuple):
   Attributes:
     optimizer: of unit learning rate (`optimizers`); fresh in every task.
     rate: learning rate over a task.
-    epochs: passes over a task's new samples and exemplars.
-    batch: samples a step, over the whole mesh.
+    epochs: passes over a task's samples.
+    batch: samples of a step, over the whole mesh, without those that a memory
+      adds.
     train_heads: `all`, `readout` or `new`; see `heads.update`.
     correction: add the loss's prior correction.
-    memory: exemplars over the whole mesh; None keeps every sample.
-    protocol: `total` or `floor`, exemplars in all, or `per_class`; see
-      `memory.shares`.
-    selection: which samples are kept: `random`, `herding` or `reservoir`.
-    replay: exemplars in each batch; 0 shuffles them among the new samples.
-    balanced_epochs: passes over the exemplars, the new classes' among them,
+    cumulative: a task's samples are those of all classes seen so far.
+    balanced_epochs: passes over what the memory holds, the new classes too,
       after each task but the first; 0 for none.
     balanced_rate: the learning rate in those passes.
-    from_scratch: new parameters in every task. With every sample kept this
-      is joint training, the upper bound.
+    from_scratch: new parameters in every task. With `cumulative` this is joint
+      training, the upper bound.
     streamed: read the images from the host, ahead of the step that needs them,
       instead of keeping the whole set on each device.
     log_every: steps between two rows of the history.
@@ -36,13 +33,10 @@ class Recipe(NamedTuple):
   optimizer: optax.GradientTransformation = optimizers.adam()
   rate: optimizers.Rate = optimizers.constant(1e-3)
   epochs: int = 30
-  batch: int = 32
+  batch: int = 24
   train_heads: str = "all"
   correction: bool = True
-  memory: int | None = 100
-  protocol: str = "total"
-  selection: str = "random"
-  replay: int = 0
+  cumulative: bool = False
   balanced_epochs: int = 0
   balanced_rate: optimizers.Rate = optimizers.constant(1e-4)
   from_scratch: bool = False

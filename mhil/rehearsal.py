@@ -22,87 +22,213 @@ The paper's: the above, with slots fixed for each class and worker. Ours:
 - The stated size is the whole mesh's, dealt to classes and workers (`buffer`);
   policies `balanced` and `reservoir`; rows as stored, not augmented; a save
   can be moved to other workers.
+- Instead of what passes, the best samples of a class can be kept once it is
+  learnt (`selection="herding"`, iCaRL's).
 """
 
+import os
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Int, Key
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float, Int, Key
 
 from mhil import buffer as buffer_lib
-from mhil import choose, exchange, populate
+from mhil import drawing, exchange, moving, populate, transforms
 from mhil.buffer import Buffer, Layout
 
 P = jax.P
 SCOPES = ("global", "local")
+SELECTIONS = ("stream", "herding")
 
 
-class Drawn(NamedTuple):
-  """What a worker was dealt of a draw.
+class Memory(NamedTuple):
+  """The state of the transform.
 
   Attributes:
-    rows: `[r, ...]` samples as stored; any where they are missing.
-    label: `[r]` their classes.
-    number: `[r]` which samples they are.
-    order: `[r]` place in the draw of all workers, the same on any mesh: what
-      the randomness of an augmentation should depend on.
-    weight: `[r]` 1, or 0 for a missing row.
-    counts: `[c]` rows of each class in the draw of all workers.
+    buffer: what the workers keep.
+    drawn: the rows for the next step.
+    offered: `[c]` samples of each class that passed.
   """
 
-  rows: Any
-  label: Any
-  number: Any
-  order: Any
-  weight: Any
-  counts: Any
+  buffer: Any
+  drawn: Any
+  offered: Any
 
 
-DRAWN_SPEC = Drawn(*(P("data"),) * 5, P())
+SPEC = Memory(buffer_lib.SPEC, drawing.SPEC, P())
 
 
-class _Picks(NamedTuple):
-  """The draw of all workers, known to each: `[w * r]` in order."""
+def transform(
+  mesh: Mesh,
+  dataset: Any,
+  *,
+  size: int,
+  batch: int = 24,
+  draws: int = 8,
+  candidates: int = 8,
+  policy: str = "balanced",
+  selection: str = "stream",
+  scope: str = "global",
+) -> transforms.Transform:
+  """Rehearsal as a batch transform; every number is that of the whole mesh.
 
-  owner: Any
-  slot: Any
-  label: Any
-  number: Any
-  valid: Any
+  Args:
+    mesh: its `data` axis are the workers.
+    dataset: its `train_images`, for the shape and type of a row, and the
+      number of its `classes`.
+    size: rows that the buffer can hold.
+    batch: new samples of a step, `w b`.
+    draws: rows drawn for a step, `w r`.
+    candidates: new samples that replace a row of a full class, on average,
+      in a step, `w c`.
+    policy: see `buffer.layout`.
+    selection: `stream` keeps what passes; `herding` the samples nearest to
+      their class's mean, once it is learnt.
+    scope: see `rehearse`.
+
+  Raises:
+    ValueError: names the configuration's field, its value and the fix.
+  """
+  workers, classes = mesh.shape["data"], dataset.classes
+  layout = buffer_lib.layout(policy, size, classes, workers)
+  check(layout, batch, draws, candidates, selection, scope)
+  images = dataset.train_images
+  shape, dtype = tuple(images.shape[1:]), np.dtype(images.dtype)
+  row_bytes = int(np.prod(shape)) * dtype.itemsize
+  check_room(layout, row_bytes, available(mesh))
+  count, stream = draws // workers, selection == "stream"
+  how: dict[str, Any] = {"count": count, "scope": scope}
+  how["chunk"] = exchange.chunk_for(count, layout.slots, workers, row_bytes)
+
+  def init():
+    blank = drawing.Drawn(
+      np.zeros((draws, *shape), dtype),
+      *(np.zeros(draws, np.int32) for _ in range(2)),
+      np.arange(draws, dtype=np.int32),
+      np.zeros(draws, np.float32),
+      np.zeros(classes, np.int32),
+    )
+    drawn = drawing.Drawn(
+      *(
+        jax.device_put(x, NamedSharding(mesh, spec))
+        for x, spec in zip(blank, drawing.SPEC)
+      )
+    )
+    offered = jnp.zeros(classes, jnp.int32, device=NamedSharding(mesh, P()))
+    return Memory(buffer_lib.init(layout, shape, dtype, mesh), drawn, offered)
+
+  def apply(memory, batch, everyone, key):
+    buffer, drawn, offered = memory
+    fresh = everyone.fresh & stream
+    offer = populate.Offer(batch.rows, everyone.label, everyone.number, fresh)
+    at = jnp.where(everyone.fresh, everyone.label, classes)
+    offered += drawing.tally(at.reshape(-1), classes)
+    buffer, later = rehearse(
+      layout, buffer, offer, key, candidates=candidates // workers, **how
+    )
+    more = transforms.Batch(
+      drawn.rows,
+      drawn.label,
+      everyone.label.size + drawn.order,
+      drawn.weight,
+    )
+    return Memory(buffer, later, offered), transforms.join(batch, more)
+
+  def refit(saved, like):
+    if saved.buffer.rows.shape == like.buffer.rows.shape:
+      return saved
+    old = buffer_lib.layout(policy, size, classes, len(saved.buffer.rows))
+    moved = moving.reshard(saved.buffer, old, layout)
+    return saved._replace(buffer=buffer_lib.place(moved, mesh))
+
+  def keep(memory, orders, read):
+    buffer = moving.put(layout, memory.buffer, orders, read, mesh)
+    return memory._replace(buffer=buffer)
+
+  return transforms.Transform(
+    added=draws,
+    size=size,
+    spec=SPEC,
+    init=init,
+    apply=apply,
+    expected=lambda memory: expected(layout, memory, draws),
+    held=lambda memory: held(layout, memory.buffer),
+    keep=None if stream else keep,
+    refit=refit,
+    facts={
+      "samples": size,
+      "bytes": size * row_bytes,
+      "bytes_per_device": layout.slots * row_bytes,
+      "kind": f"{policy}, {selection}, {draws} rows a step, {scope} draws",
+    },
+  )
 
 
 def check(
   layout: Layout,
-  *,
   batch: int,
+  draws: int,
   candidates: int,
-  count: int,
-  scope: str = "global",
-  chunk: int | None = None,
+  selection: str,
+  scope: str,
 ) -> None:
-  """Raises ValueError for numbers that do not fit; see `rehearse`.
-
-  Args:
-    batch: `b`, samples of a worker's mini-batch.
-    layout, candidates, count, scope, chunk: as for `rehearse`.
-  """
-  most = layout.size // layout.workers
-  if scope not in SCOPES:
-    raise ValueError(f"scope={scope!r} is not known; use global or local")
+  """Raises ValueError for numbers that do not fit; see `transform`."""
+  w = layout.workers
+  for field, value, known in (
+    ("memory.scope", scope, SCOPES),
+    ("memory.selection", selection, SELECTIONS),
+  ):
+    if value not in known:
+      raise ValueError(
+        f"{field}={value!r} is not known; use {' or '.join(known)}"
+      )
   if not 0 <= candidates <= batch:
     raise ValueError(
-      f"candidates={candidates} are not 0 to {batch}, the samples of a "
-      f"worker's mini-batch; use candidates={batch // 4}"
+      f"memory.candidates={candidates} are not 0 to {batch}, the new samples "
+      f"of train.batch; use memory.candidates={batch // 4 // w * w}"
     )
-  if not 1 <= count <= most:
+  if not 1 <= draws <= layout.size:
     raise ValueError(
-      f"count={count} rows for each worker are not 1 to {most}, its share of "
-      f"size={layout.size}; use count={max(1, min(count, most))}"
+      f"memory.draws={draws} rows are not 1 to {layout.size}, those of "
+      f"memory.size; use memory.draws={max(1, min(draws, layout.size))}"
     )
-  if chunk is not None and chunk < 1:
-    raise ValueError(f"chunk={chunk} moves nothing; use chunk=1 or None")
+  for name, number in ("draws", draws), ("candidates", candidates):
+    if number % w:
+      raise ValueError(
+        f"memory.{name}={number} does not divide by mesh.data={w}; use "
+        f"{max(1, round(number / w)) * w}"
+      )
+  if selection == "herding" and layout.policy == "reservoir":
+    raise ValueError(
+      "memory.selection=herding keeps the best of each class, which "
+      "memory.policy=reservoir does not know; use memory.policy=balanced"
+    )
+
+
+def check_room(layout: Layout, row_bytes: int, room: int) -> None:
+  """Raises ValueError if a device has less than `room` bytes for its rows."""
+  asked = layout.slots * row_bytes
+  if asked > room:
+    fits = room // row_bytes * layout.workers
+    raise ValueError(
+      f"memory.size={layout.size} rows of {row_bytes:,} bytes ask for "
+      f"{asked:,} bytes on each of {layout.workers} devices along mesh.data, "
+      f"where {room:,} are available; use memory.size={fits} or less, or "
+      f"mesh.data={-(-layout.workers * asked // max(room, 1))} or more"
+    )
+
+
+def available(mesh: Mesh) -> int:
+  """Bytes that a device has free; simulated devices share the host's."""
+  device = mesh.local_mesh.devices.flat[0]
+  stats = device.memory_stats() or {}
+  if "bytes_limit" in stats:
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+  free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  return free // len(mesh.local_mesh.devices.flat)
 
 
 def rehearse(
@@ -115,7 +241,7 @@ def rehearse(
   count: int,
   scope: str = "global",
   chunk: int | None = None,
-) -> tuple[Buffer, Drawn]:
+) -> tuple[Buffer, drawing.Drawn]:
   """Draws for the next step, then stores of this step's samples.
 
   To be called under `shard_map` over `data`, as all functions here.
@@ -132,24 +258,13 @@ def rehearse(
       where a draw needs more; None for one exchange, large enough for all.
   """
   draw_key, store_key = jax.random.split(key)
-  drawn, read = _draw(layout, buffer, draw_key, count, scope, chunk)
+  drawn, read = drawing.after(
+    layout, buffer, draw_key, count=count, scope=scope, chunk=chunk
+  )
   stored = populate.store(
     layout, buffer, offer, store_key, candidates=candidates, after=read
   )
   return stored, drawn
-
-
-def draw(
-  layout: Layout,
-  buffer: Buffer,
-  key: Key[Array, ""],
-  *,
-  count: int,
-  scope: str = "global",
-  chunk: int | None = None,
-) -> Drawn:
-  """Rows for one step, `count` for each worker; arguments as of `rehearse`."""
-  return _draw(layout, buffer, key, count, scope, chunk)[0]
 
 
 def class_counts(layout: Layout, buffer: Buffer) -> Int[Array, "c"]:
@@ -158,96 +273,25 @@ def class_counts(layout: Layout, buffer: Buffer) -> Int[Array, "c"]:
     return jnp.sum(buffer.fill, axis=0)
   held = jnp.arange(layout.slots)[None] < buffer.fill
   label = jnp.where(held, buffer.label, layout.classes)
-  return _tally(label.reshape(-1), layout.classes)
+  return drawing.tally(label.reshape(-1), layout.classes)
 
 
-class Traffic(NamedTuple):
-  """Bytes that a worker holds after an exchange, with its own part.
+def expected(layout: Layout, memory: Memory, draws: int) -> Float[Array, "c"]:
+  """Rows of each class in a draw, on average.
 
-  Attributes:
-    wanted: the rows that it was dealt.
-    padding: the rest, so that every pair of workers exchanges alike.
+  A reservoir holds classes in the proportion in which they came, on average;
+  to count them would take longer the more it holds.
   """
-
-  wanted: int
-  padding: int
-
-
-def traffic(
-  layout: Layout,
-  row_bytes: int,
-  *,
-  count: int,
-  scope: str = "global",
-  chunk: int | None = None,
-) -> Traffic:
-  """What an exchange moves; nothing on one worker, or with a local scope."""
-  w = layout.workers
-  if w == 1 or scope == "local":
-    return Traffic(0, 0)
-  rows = w * exchange.room_for(count, layout.slots, w, chunk)
-  return Traffic(count * row_bytes, (rows - count) * row_bytes)
+  counts = memory.offered
+  if layout.policy != "reservoir":
+    counts = class_counts(layout, memory.buffer)
+  filled = jnp.minimum(jnp.sum(memory.buffer.fill), draws)
+  return counts * (filled / jnp.maximum(jnp.sum(counts), 1))
 
 
-def _draw(layout, buffer, key, count, scope, chunk):
-  """`Drawn`, and zeros that XLA cannot know before it has read the buffer."""
-  pick_key, deal_key = jax.random.split(key)
-  w, rows, me = layout.workers, buffer.rows[0], lax.axis_index("data")
-  picks = _pick(layout, buffer, pick_key, count, scope)
-  if scope == "local" or w == 1:
-    mine = me * count + jnp.arange(count)
-    found = read = rows[picks.slot[mine]]
-  else:
-    owner = jnp.where(picks.valid, picks.owner, w)
-    plan = exchange.deal(owner, w, deal_key, me)
-    found, read = exchange.move(rows, picks.slot, plan, chunk)
-    mine = plan.mine
-  valid = picks.valid[mine]
-  label = jnp.where(picks.valid, picks.label, layout.classes)
-  drawn = Drawn(
-    found,
-    picks.label[mine],
-    picks.number[mine],
-    mine,
-    valid.astype(jnp.float32),
-    _tally(label, layout.classes),
+def held(layout: Layout, buffer: Buffer) -> Int[np.ndarray, " n"]:
+  """Numbers of all filled rows, in the buffer's order; on the host."""
+  fill, rank, number = map(
+    np.asarray, (buffer.fill, buffer.rank, buffer.number)
   )
-  zero = (jnp.sum(buffer.fill) < 0).astype(jnp.int32)
-  table = jnp.max(picks.label) + jnp.max(picks.number)
-  return drawn, (zero * read.ravel()[0].astype(jnp.int32), zero * table)
-
-
-def _pick(layout, buffer, key, count, scope) -> _Picks:
-  """Which rows are drawn: uniform over those filled, in random order."""
-  w = layout.workers
-  i = jnp.arange(w * count)
-  if scope == "global":
-    total = jnp.sum(buffer.fill)
-    chosen = choose.without_replacement(key, total, w * count)
-    cell, place = _locate(buffer.fill.T.reshape(-1), chosen)
-    (group, owner), valid = jnp.divmod(cell, w), i < total
-  else:
-    totals = jnp.sum(buffer.fill, axis=1)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(w))
-    each = jax.vmap(choose.without_replacement, (0, 0, None))
-    cell, place = jax.vmap(_locate)(buffer.fill, each(keys, totals, count))
-    group, place, owner = cell.reshape(-1), place.reshape(-1), i // count
-    valid = i % count < totals[owner]
-  owner, group, place = (jnp.where(valid, x, 0) for x in (owner, group, place))
-  slot = buffer_lib.slot_of(layout, owner, buffer.rank[group], place)
-  return _Picks(
-    owner, slot, buffer.label[owner, slot], buffer.number[owner, slot], valid
-  )
-
-
-def _locate(sizes, chosen):
-  """The cell, and the place in it, of rows counted through all cells."""
-  ends = jnp.cumsum(sizes)
-  cell = jnp.searchsorted(ends, chosen, side="right", method="scan_unrolled")
-  cell = jnp.minimum(cell, sizes.size - 1)
-  return cell, chosen - (ends - sizes)[cell]
-
-
-def _tally(values, kinds):
-  """How often each of `0 .. kinds - 1` occurs; other values do not count."""
-  return jnp.zeros(kinds, jnp.int32).at[values].add(1, mode="drop")
+  return number[buffer_lib.filled(layout, fill, rank)]

@@ -8,8 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from mhil import bank as bank_lib
 from mhil import data as data_lib
-from mhil import losses, objectives, plan, programs, sharding, streams
+from mhil import (
+  losses,
+  objectives,
+  plan,
+  programs,
+  sharding,
+  streams,
+  transforms,
+)
 from mhil.recipe import Recipe
 
 P = jax.P
@@ -19,7 +28,8 @@ class Run(NamedTuple):
   """What the loop over tasks works with.
 
   Attributes:
-    mesh, stream, dataset, objective, loss, recipe, seed: as handed in.
+    mesh, stream, dataset, objective, loss, transform, recipe, seed: as handed
+      in.
     phases: what each stretch of global steps trains on.
     train_set, test_set: samples on the devices, tests sorted by head; of a
       streamed set, without images.
@@ -37,6 +47,7 @@ class Run(NamedTuple):
   dataset: data_lib.Dataset
   objective: objectives.Objective
   loss: losses.Loss
+  transform: transforms.Transform
   recipe: Recipe
   seed: int
   phases: tuple[plan.Phase, ...]
@@ -93,7 +104,15 @@ def start(run: Run, generation: int = 0) -> programs.State:
   key = jax.random.fold_in(jax.random.key(run.seed), 2**32 - 1)
   key = jax.random.fold_in(key, generation)
   bank = run.fresh(sharding.replicated(key, run.mesh))
-  return programs.State(scalar(0, run.mesh), bank)
+  memory = run.transform.init()
+  return programs.State(scalar(0, run.mesh), bank, memory)
+
+
+def refit(run: Run, saved: programs.State, like: programs.State):
+  """A state that was saved on another mesh, laid out like `like`."""
+  bank = jax.tree.map(bank_lib.deal, saved.bank, like.bank)
+  memory = run.transform.refit(saved.memory, like.memory)
+  return programs.State(saved.step, bank, memory)
 
 
 def renew(run: Run, state: programs.State, t: int) -> programs.State:

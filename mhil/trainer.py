@@ -16,13 +16,13 @@ from mhil import (
   facts,
   inputs,
   losses,
-  memory,
   objectives,
   phases,
   prepare,
   programs,
   progress,
   streams,
+  transforms,
 )
 from mhil import data as data_lib
 from mhil import run as run_lib
@@ -85,6 +85,7 @@ def train(
   objective: objectives.Objective,
   loss: losses.Loss,
   recipe: Recipe = DEFAULT,
+  transform: transforms.Transform | None = None,
   *,
   seed: int = 0,
   **watch: Any,
@@ -97,7 +98,9 @@ def train(
     dataset: all samples, seen and unseen.
     objective: how a branch learns, e.g. `objectives.end_to_end(branch)`.
     loss: e.g. `losses.dce()`.
-    recipe: optimiser, epochs, batch, memory and the like.
+    recipe: optimiser, epochs, batch and the like.
+    transform: what is remembered of the samples, and added to each batch, e.g.
+      `rehearsal.transform`; None for nothing.
     seed: moves initialisation, exemplars, shuffling and augmentation.
     **watch: where to save and what to show; see `fit`.
 
@@ -105,7 +108,9 @@ def train(
     ValueError: if the parts do not fit together.
     Diverged: names the step, the head and the last good save.
   """
-  run = prepare.build(mesh, stream, dataset, objective, loss, recipe, seed)
+  run = prepare.build(
+    mesh, stream, dataset, objective, loss, recipe, seed, transform
+  )
   return fit(run, **watch)
 
 
@@ -135,7 +140,8 @@ def fit(
   stream, recipe = run.stream, run.recipe
   state, done = run_lib.start(run), Progress()
   if resume and checkpoints and (saved := checkpoints.restore(state)):
-    state, done = saved[0], progress.from_json(saved[1])
+    state = run_lib.refit(run, saved[0], state)
+    done = progress.from_json(saved[1])
   note = progress.Recorder(done, log, len(stream.tasks))
   pace = run_lib.Pace(run)
   meter = tqdm.tqdm(
@@ -162,9 +168,8 @@ def fit(
       if t < len(done.tallies) or phase.steps.stop < note.step:
         continue
       # 2. Open the head of the task that has arrived.
-      if phase.balanced and not note.learnt(t):
-        note.keep(t, phases.keep(run, state, t, note.kept))
-      feed = phases.open_phase(run, phase, memory.rows(note.kept))
+      held = run.transform.held(state.memory)
+      feed = phases.open_phase(run, phase, held)
       meter.set_description(f"task {t + 1}/{len(stream.tasks)}")
       if note.step == phase.steps.start and not phase.balanced:
         state = run_lib.renew(run, state, t)
@@ -192,12 +197,12 @@ def fit(
         if stopping:
           return _result(run, state, note, finished=False)
 
-      # 4. Choose exemplars, test every open head on all classes seen; save.
+      # 4. Choose what to keep, test every open head on all classes seen; save.
       note.flush()
+      if not phase.balanced:
+        state = phases.keep(run, state, t)
       if phase is not run.phases_of(t)[-1]:
         continue
-      if not note.learnt(t):
-        note.keep(t, phases.keep(run, state, t, note.kept))
       note.end(phases.evaluate(run, state, feed))
       if checkpoints:
         save()

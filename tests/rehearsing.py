@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mhil import buffer, populate, rehearsal, sharding
+from mhil import buffer, drawing, populate, rehearsal, sharding
 
 P = jax.P
 SHAPE = (2, 1)
@@ -40,22 +40,20 @@ class Kit:
       return jax.jit(f, donate_argnums=0 if offered else ())
 
     store = functools.partial(populate.store, candidates=c)
-    draw = functools.partial(rehearsal.draw, **draws)
+    draw = functools.partial(drawing.draw, **draws)
     both = functools.partial(rehearsal.rehearse, candidates=c, **draws)
     self.store = jitted(store, True, buffer.SPEC)
-    self.draw = jitted(draw, False, rehearsal.DRAWN_SPEC)
+    self.draw = jitted(draw, False, drawing.SPEC)
     # Many draws in one program, which moves no row as none is asked for.
     self.draws = self._draws(functools.partial(draw, self.layout))
-    self.both = jitted(both, True, (buffer.SPEC, rehearsal.DRAWN_SPEC))
+    self.both = jitted(both, True, (buffer.SPEC, drawing.SPEC))
 
   def _draws(self, draw):
     def local(held, keys):
       return jax.lax.map(lambda key: draw(held, key)._replace(rows=()), keys)
 
-    specs = (
-      P(None, "data") if s == P("data") else s for s in rehearsal.DRAWN_SPEC
-    )
-    out = rehearsal.Drawn(*specs)._replace(rows=())
+    specs = (P(None, "data") if s == P("data") else s for s in drawing.SPEC)
+    out = drawing.Drawn(*specs)._replace(rows=())
     ins = (buffer.SPEC, P())
     return jax.jit(
       jax.shard_map(local, mesh=self.mesh, in_specs=ins, out_specs=out)

@@ -73,9 +73,10 @@ class TestPipeline:
     batches = []
     for run in runs:
       feed = phases.open_phase(run, run.phases[0], phases.NOTHING)
-      given = next(inputs.steps(run, feed, 0))
+      epoch, samples = next(inputs.steps(run, feed, 0))
       step = run_lib.scalar(0, run.mesh)
-      batches.append(bench_pipeline._fetch(run)(step, *given))
+      fetch = bench_pipeline._fetch(run)
+      batches.append(fetch(step, epoch, feed.task, samples))
     assert [s.streamed for s in sources] == [False, True]
     assert batches[0].shape == (8, 32, 32, 3) and batches[0].std() > 0.5
     assert (batches[0] == batches[1]).all()

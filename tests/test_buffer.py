@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from mhil import buffer, compiling, sharding
+from mhil import buffer, compiling, moving, sharding
 from tests import rehearsing
 from tests.test_choose import words
 
@@ -63,9 +63,11 @@ class TestLayout:
     with pytest.raises(ValueError, match=r"policy='all' is not known.*balanc"):
       buffer.layout("all", 10, 2, 1)
     for policy in "per_class", "balanced":
-      with pytest.raises(ValueError, match=r"size=9 rows.*10 cl.*use size=10"):
+      with pytest.raises(
+        ValueError, match=r"memory.size=9 rows.*10 cl.*use memory.size=10"
+      ):
         buffer.layout(policy, 9, 10, 1)
-    with pytest.raises(ValueError, match=r"use size=1 or more"):
+    with pytest.raises(ValueError, match=r"use memory.size=1 or more"):
       buffer.layout("reservoir", 0, 10, 1)
 
 
@@ -228,7 +230,7 @@ class TestReshard:
     for step, batch in enumerate(stream(kits[0], steps)):
       held = kits[0].store(held, kits[0].offer(*batch), jax.random.key(step))
     old, new = (kit.layout for kit in kits)
-    moved = buffer.reshard(held, old, new)
+    moved = moving.reshard(held, old, new)
     assert rehearsing.contents(new, moved) == rehearsing.contents(old, held)
     assert moved.seen.sum() == np.asarray(held.seen).sum()
     assert [x.dtype for x in moved] == [x.dtype for x in held]
@@ -251,13 +253,13 @@ class TestReshard:
       r"their class; use size=40"
     )
     with pytest.raises(ValueError, match=message):
-      buffer.reshard(held, kit.layout, new)
+      moving.reshard(held, kit.layout, new)
     larger = buffer.layout("per_class", 43, 5, 3)
-    moved = buffer.reshard(held, kit.layout, larger)
+    moved = moving.reshard(held, kit.layout, larger)
     assert rehearsing.contents(larger, moved)[1] == list(range(1, 28))
 
   def test_another_policy(self):
     kit = rehearsing.kit("per_class", 40, 5, 1)
     new = buffer.layout("reservoir", 40, 5, 1)
     with pytest.raises(ValueError, match=r"policy='reservoir'.*per_class"):
-      buffer.reshard(kit.empty(), kit.layout, new)
+      moving.reshard(kit.empty(), kit.layout, new)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mhil import checkpoint, sharding
+from mhil import bank, checkpoint, sharding
 
 P = jax.P
 
@@ -193,6 +193,7 @@ def test_heads_move_to_another_mesh_in_order(before, after, place):
     checkpoints.save(1, state(before, heads), {})
     like = state(after, heads, fill=-1)
     found, _ = checkpoints.restore(like)
+  found = jax.tree.map(bank.deal, found, like)
   assert found["w"].shape == like["w"].shape
   assert found["w"].sharding == like["w"].sharding
   np.testing.assert_array_equal(flat(found)[:heads], flat(state(1, heads)))
@@ -211,7 +212,7 @@ def test_heads_move_to_another_mesh_in_order(before, after, place):
 def test_dealing_keeps_order_and_leaves_new_rows(saved_shape, shape):
   old = jnp.arange(np.prod(saved_shape), dtype=jnp.float32)
   like = jnp.full(shape, -1.0)
-  dealt = checkpoint._deal(old.reshape(saved_shape), like)
+  dealt = bank.deal(old.reshape(saved_shape), like)
   rows = np.asarray(dealt).reshape(-1, *shape[2:])
   source = np.asarray(old).reshape(-1, *saved_shape[2:])
   n = min(len(rows), len(source))

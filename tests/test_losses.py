@@ -241,32 +241,34 @@ def test_none_ignores_foreign_samples():
   assert (value[targets[0] < C] > 0).all()
 
 
+def priors(make, counts, owners, opened):
+  """Of each class, and of its head's reference."""
+  found = make(jnp.array(counts), jnp.array(owners), opened)
+  return [np.asarray(x) for x in found]
+
+
 def test_class_prior_by_hand():
-  counts = np.array([[60, 20], [10, 10], [0, 0]])
-  seen = np.array([[True, True], [True, True], [False, False]])
-  prior = losses.class_prior(counts, seen)
-  np.testing.assert_allclose(
-    np.exp(prior[:2]),
-    [[0.6, 0.2, 0.2 / 2], [0.1, 0.1, 0.8 / 2]],
-    rtol=1e-6,
+  own, rest = priors(
+    losses.class_prior, [60, 10, 20, 10, 0], [0, 1, 0, 1, 2], 2
   )
-  assert (prior[2, :2] == losses.MASKED).all()
+  np.testing.assert_allclose(np.exp(own[:4]), [0.6, 0.1, 0.2, 0.1], rtol=1e-6)
+  np.testing.assert_allclose(np.exp(rest[:4]), [0.1, 0.4, 0.1, 0.4], rtol=1e-6)
+  assert own[4] < losses.MASKED / 2
 
 
 def test_odds_prior_by_hand():
-  counts = np.array([[60, 20], [10, 10]])
-  prior = losses.odds_prior(counts, np.ones((2, 2), bool))
+  own, rest = priors(losses.odds_prior, [60, 20, 10, 10], [0, 0, 1, 1], 2)
   # log-odds of rate .6, less those of a quarter.
-  assert prior[0, 0] == pytest.approx(np.log(0.6 / 0.4) - np.log(1 / 3), 1e-5)
-  assert (prior[:, 2] == 0).all()
-  balanced = losses.odds_prior(np.full((2, 2), 25), np.ones((2, 2), bool))
-  np.testing.assert_allclose(balanced, 0, atol=1e-6)
+  assert own[0] == pytest.approx(np.log(0.6 / 0.4) - np.log(1 / 3), 1e-5)
+  assert (rest == 0).all()
+  own, _ = priors(losses.odds_prior, [25] * 4, [0, 0, 1, 1], 2)
+  np.testing.assert_allclose(own, 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [losses.class_prior, losses.odds_prior])
 def test_prior_of_one_class_is_finite(make):
-  prior = make(np.array([[5, 0]]), np.array([[True, False]]))
-  assert np.isfinite(prior).all() and prior.shape == (1, 3)
+  for found in priors(make, [5, 0], [0, 1], 1):
+    assert np.isfinite(found).all() and found.shape == (2,)
 
 
 @pytest.mark.parametrize(
@@ -295,10 +297,11 @@ def test_prior_leaves_balanced_scores_behind(kind):
   Without features only the rates are there to learn, so after the correction
   nothing may be left: every class of every head gets the same score.
   """
-  counts = np.array([[60.0, 20.0], [15.0, 5.0]])
-  seen = np.ones((2, 2), bool)
+  counts = np.array([[60, 20], [15, 5]])
   loss, c = losses.dce(kind), 2
-  prior, rate = loss.prior(counts, seen), counts / counts.sum()
+  own, rest = priors(loss.prior, counts.ravel(), [0, 0, 1, 1], 2)
+  prior = np.stack([*own.reshape(2, 2).T, rest[::2]], 1)
+  rate = counts / counts.sum()
   valid = np.ones(c, bool)
 
   def expected(z, head, prior):

@@ -151,9 +151,11 @@ class TestDecayNorm:
 def one_step(data):
   """How far one clipped step of task 2 moves each of the three heads."""
   recipe = tiny.RECIPE._replace(
-    optimizer=optimizers.sgd(clip=0.1), rate=optimizers.constant(0.5)
+    optimizer=optimizers.sgd(clip=0.1),
+    rate=optimizers.constant(0.5),
+    cumulative=True,
   )
-  run = tiny.build(data=data, recipe=recipe)
+  run = tiny.build(data=data, recipe=recipe, memory=tiny.NONE)
 
   def flat(state):
     params = jax.device_get(state.bank.params)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from mhil import losses, programs
+from mhil import losses, scoring
 
 HEADS, WIDTH = 4, 3
 
@@ -40,7 +40,7 @@ def test_counts_equal_their_definitions():
   table[:, 3] = losses.MASKED  # a closed head
   table[:, 1, 2] = losses.MASKED  # a head of two classes
   here = np.arange(n) < 280  # the rest fills the last batch up
-  got = programs._count(
+  got = scoring._count(
     jnp.asarray(table), jnp.asarray(owners), jnp.asarray(columns),
     jnp.asarray(here),
   )  # fmt: skip
@@ -56,5 +56,5 @@ def test_equal_scores_share_their_rank():
   """Six classes tie: none of the others is above the true one."""
   table = jnp.zeros((1, 2, 3))
   zero = jnp.zeros(1, jnp.int32)
-  got = programs._count(table, zero, zero + 2, jnp.ones(1, bool))
+  got = scoring._count(table, zero, zero + 2, jnp.ones(1, bool))
   assert int(got.top5[0]) == 1 and int(got.correct[0]) == 0

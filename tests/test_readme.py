@@ -53,7 +53,7 @@ def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 
 def test_the_example_trains():
   code = block("python")
-  assert sum(bool(line.strip()) for line in code.splitlines()) <= 10
+  assert sum(bool(line.strip()) for line in code.splitlines()) <= 12
   done = start(sys.executable, "-c", code)
   assert done.returncode == 0, done.stderr
   accuracy, rest = done.stdout.split("\n", 1)

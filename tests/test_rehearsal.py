@@ -1,11 +1,13 @@
 """Draws: which rows, how likely, and what is moved for them."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mhil import buffer, exchange, rehearsal, sharding
+from mhil import buffer, drawing, exchange, moving, rehearsal, sharding
 from mhil.sharding import Collective
 from tests import rehearsing
 from tests.test_buffer import stream
@@ -145,7 +147,7 @@ class TestMeshes:
     found = []
     for w in 8, 4, 2, 1:
       kit = rehearsing.kit(policy, 64, 6, w, r=16 // w)
-      moved = buffer.reshard(held, start.layout, kit.layout)
+      moved = moving.reshard(held, start.layout, kit.layout)
       moved = buffer.place(moved, kit.mesh)
       found.append([np.stack(whole(kit.draw(moved, k))) for k in keys(3)])
     for other in found[1:]:
@@ -183,7 +185,7 @@ class TestTraffic:
   @pytest.mark.parametrize("chunk", [None, 1])
   def test_one_all_to_all_of_the_stated_bytes(self, w, chunk):
     kit = rehearsing.kit(size=400, w=w, r=6, chunk=chunk)
-    stated = rehearsal.traffic(kit.layout, 2, count=6, chunk=chunk)
+    stated = drawing.traffic(kit.layout, 2, count=6, chunk=chunk)
     assert stated.wanted == 6 * 2
     assert stated.padding == (w * (chunk or 6) - 6) * 2
     want = [Collective("all-to-all", sum(stated), ("data",))]
@@ -194,13 +196,13 @@ class TestTraffic:
     for w, scope in (1, "global"), (4, "local"):
       kit = rehearsing.kit(w=w, scope=scope)
       assert sharding.collectives(audit(kit, kit.both), kit.mesh) == []
-      stated = rehearsal.traffic(kit.layout, 2, count=4, scope=scope)
+      stated = drawing.traffic(kit.layout, 2, count=4, scope=scope)
       assert stated == (0, 0)
 
   def test_few_slots_need_little_room(self):
     """A worker with 5 slots cannot send 6 rows to each of 8 workers."""
     layout = buffer.layout("reservoir", 40, 5, 8)
-    assert rehearsal.traffic(layout, 10, count=5) == (50, 30)
+    assert drawing.traffic(layout, 10, count=5) == (50, 30)
 
   @pytest.mark.parametrize("policy", buffer.POLICIES)
   def test_memory_does_not_grow_with_the_buffer(self, policy):
@@ -312,25 +314,63 @@ class TestRehearse:
       assert found.tolist() == np.bincount(label, minlength=6).tolist()
 
 
+GOOD = {"size": 40, "batch": 28, "draws": 16, "candidates": 12}
+
+
 class TestCheck:
+  DATASET = types.SimpleNamespace(
+    train_images=np.zeros((100, 2, 2, 1), np.uint8), classes=5
+  )
+
+  def make(self, **changed):
+    mesh = sharding.make_mesh(data=4)
+    how = {**GOOD, "policy": "per_class", **changed}
+    return rehearsal.transform(mesh, self.DATASET, **how)
+
   def test_good(self):
-    layout = buffer.layout("per_class", 40, 5, 4)
-    for c, r in (0, 1), (7, 10):
-      rehearsal.check(layout, batch=7, candidates=c, count=r)
+    for c, r in (0, 4), (28, 40):
+      made = self.make(candidates=c, draws=r)
+      assert made.added == r
+    assert made.facts["bytes"] == 40 * 4
 
   @pytest.mark.parametrize(
     "wrong, message",
     [
-      ({"candidates": 8}, r"candidates=8 are not 0 to 7.*use candidates=1"),
-      ({"candidates": -1}, r"candidates=-1 are not 0 to 7"),
-      ({"count": 11}, r"count=11 rows.*not 1 to 10.*size=40; use count=10"),
-      ({"count": 0}, r"count=0 rows.*use count=1"),
-      ({"scope": "near"}, r"scope='near' is not known; use global or local"),
-      ({"chunk": 0}, r"chunk=0 moves nothing; use chunk=1 or None"),
+      ({"candidates": 32}, r"memory\.candidates=32 are not 0 to 28.*s=4$"),
+      ({"candidates": -4}, r"memory\.candidates=-4 are not 0 to 28"),
+      ({"candidates": 6}, r"memory\.candidates=6 .*mesh\.data=4; use 8"),
+      ({"draws": 44}, r"memory\.draws=44 rows.*1 to 40.*memory\.draws=40"),
+      ({"draws": 0}, r"memory\.draws=0 rows.*use memory\.draws=1"),
+      ({"draws": 7}, r"memory\.draws=7 .*mesh\.data=4; use 8"),
+      ({"scope": "near"}, r"memory\.scope='near' is not known; use global or"),
+      ({"selection": "best"}, r"memory\.selection='best' .* or herding"),
+      ({"policy": "fair"}, r"memory\.policy='fair' .*balanced"),
+      ({"size": 4}, r"memory\.size=4 rows .* of 5 classes; .*=5 or more"),
+      (
+        {"policy": "reservoir", "selection": "herding"},
+        r"memory\.selection=herding .*use memory\.policy=balanced",
+      ),
     ],
   )
   def test_bad(self, wrong, message):
-    layout = buffer.layout("per_class", 40, 5, 4)
-    good = {"batch": 7, "candidates": 3, "count": 4}
     with pytest.raises(ValueError, match=message):
-      rehearsal.check(layout, **(good | wrong))
+      self.make(**wrong)
+
+  def test_rows_that_do_not_fit(self):
+    """Says how many bytes are asked and available, and what would fit."""
+    layout = buffer.layout("reservoir", 1000, 5, 4)
+    rehearsal.check_room(layout, 100, 25_000)
+    told = (
+      r"memory\.size=1000 rows of 100 bytes ask for 25,000 bytes on each of 4 "
+      r".* where 10,000 are available; use memory\.size=400 .*mesh\.data=10 "
+    )
+    with pytest.raises(ValueError, match=told):
+      rehearsal.check_room(layout, 100, 10_000)
+
+  def test_rows_that_this_machine_does_not_hold(self):
+    """The same by `transform`, before anything is allocated."""
+    images = np.broadcast_to(np.uint8(0), (4, 4096, 4096, 3))
+    dataset = types.SimpleNamespace(train_images=images, classes=5)
+    mesh = sharding.make_mesh(data=4)
+    with pytest.raises(ValueError, match=r"50,331,648 bytes ask for .* use"):
+      rehearsal.transform(mesh, dataset, **GOOD | {"size": 10**6})

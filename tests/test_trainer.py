@@ -27,8 +27,16 @@ TIMING = (
 )
 
 
-def train(recipe=tiny.RECIPE, *, seed=0, head=1, loss=None, **watch):
-  run = tiny.build(seed, head=head, loss=loss, recipe=recipe)
+def train(
+  recipe=tiny.RECIPE,
+  *,
+  seed=0,
+  head=1,
+  loss=None,
+  memory=tiny.MEMORY,
+  **watch,
+):
+  run = tiny.build(seed, head=head, loss=loss, recipe=recipe, memory=memory)
   return trainer.fit(run, **watch)
 
 
@@ -116,14 +124,21 @@ class TestNumbers:
     )
 
   def test_memory_is_reported_and_kept(self, whole):
-    assert whole.metrics["memory"]["exemplars"] == tiny.RECIPE.memory
-    assert whole.metrics["memory"]["bytes"] == tiny.RECIPE.memory * 4
+    memory = whole.metrics["memory"]
+    assert memory["samples"] == memory["held"] == tiny.MEMORY.size
+    assert memory["bytes"] == tiny.MEMORY.size * 4
+    held = whole.state.memory.buffer
+    labels = tiny.dataset().train_labels[held.number]
+    assert sorted(labels.ravel()) == sorted(2 * list(range(6)))
+    np.testing.assert_array_equal(labels, held.label)
+    images = tiny.dataset().train_images[held.number]
+    np.testing.assert_array_equal(images, held.rows)
 
 
 class TestBounds:
   def test_from_scratch_starts_every_task_anew(self):
-    recipe = tiny.RECIPE._replace(from_scratch=True, memory=None)
-    run = tiny.build(recipe=recipe)
+    recipe = tiny.RECIPE._replace(from_scratch=True, cumulative=True)
+    run = tiny.build(recipe=recipe, memory=tiny.NONE)
     state = tiny.steps(run, run_lib.start(run), 0, 2)
     again = run_lib.renew(run, state, 1)
     fresh = run_lib.start(run, 1)
@@ -133,14 +148,15 @@ class TestBounds:
       np.testing.assert_array_equal(x, y)
 
   def test_keeping_everything_means_every_sample(self):
-    run = tiny.build(recipe=tiny.RECIPE._replace(memory=None))
+    recipe = tiny.RECIPE._replace(cumulative=True)
+    run = tiny.build(recipe=recipe, memory=tiny.NONE)
     batches = inputs.batches(run, tiny.feed(run, 2), 0)
     rows = np.asarray(batches.order).reshape(-1)
     every = len(tiny.dataset().train_labels)
     assert sorted(rows[rows >= 0].tolist()) == list(range(every))
 
   def test_no_memory_means_new_samples_only(self):
-    run = tiny.build(recipe=tiny.RECIPE._replace(memory=0), loss=losses.ce())
+    run = tiny.build(memory=tiny.NONE, loss=losses.ce())
     rows = np.asarray(inputs.batches(run, tiny.feed(run, 2), 0).order)
     labels = run.dataset.train_labels[rows[rows >= 0]]
     assert set(labels) == set(run.stream.tasks[2])
@@ -187,12 +203,15 @@ class TestStreamed:
 
   RECIPES: ClassVar = {
     "plain": (tiny.RECIPE._replace(batch=12), {}),
-    # Batches with gaps, batch statistics, replay, and devices that share them.
+    # Batches with gaps, batch statistics, and devices that share them.
     "data": (
-      tiny.RECIPE._replace(
-        batch=12, replay=2, selection="herding", balanced_epochs=1
-      ),
-      {"norm": "batch", "data": 2, "head": 3},
+      tiny.RECIPE._replace(batch=12, balanced_epochs=1),
+      {
+        "norm": "batch",
+        "data": 2,
+        "head": 3,
+        "memory": tiny.Memory(selection="herding"),
+      },
     ),
   }
 
@@ -289,57 +308,53 @@ class Timed:
     return getattr(self._step, name)
 
 
-class TestRecipes:
+class TestMemories:
   """Phases whose rows depend on what was learnt before."""
 
-  RECIPES = (
-    tiny.RECIPE._replace(
-      selection="herding", balanced_epochs=2, replay=3, protocol="per_class",
-      memory=3,
-    ),
-    tiny.RECIPE._replace(selection="reservoir", balanced_epochs=1),
-  )  # fmt: skip
+  RECIPE = tiny.RECIPE._replace(balanced_epochs=2)
+  HERDING = tiny.Memory(18, 4, 0, "per_class", "herding")
+  RESERVOIR = tiny.Memory(policy="reservoir")
 
-  @pytest.mark.parametrize("recipe", RECIPES, ids=["herding", "reservoir"])
-  @pytest.mark.parametrize("after", [9, 17, 20])
-  def test_resume_inside_any_phase(self, tmp_path, recipe, after):
-    want = train(recipe)
+  @pytest.mark.parametrize("memory", [HERDING, RESERVOIR])
+  @pytest.mark.parametrize("after", [12, 22, 31])
+  def test_resume_inside_any_phase(self, tmp_path, memory, after):
+    how = {"recipe": self.RECIPE, "memory": memory}
+    want = train(**how)
     with checkpoint.Checkpoints(tmp_path, every=2) as saves:
-      part = train(recipe, checkpoints=saves, stop=stop_after(after))
+      part = train(checkpoints=saves, stop=stop_after(after), **how)
     assert not part.finished
     with checkpoint.Checkpoints(tmp_path, every=2) as saves:
-      rest = train(recipe, checkpoints=saves, resume=True)
+      rest = train(checkpoints=saves, resume=True, **how)
     assert numbers(rest) == numbers(want)
+    for x, y in zip(*(jax.tree.leaves(r.state.memory) for r in (rest, want))):
+      np.testing.assert_array_equal(x, y)
 
   def test_the_phases_of_the_tasks_are_all_phases(self):
-    run = tiny.build(recipe=self.RECIPES[0])
+    run = tiny.build(recipe=self.RECIPE, memory=self.HERDING)
     of = [run.phases_of(t) for t in range(3)]
     assert sum(of, ()) == run.phases
     kinds = [[phase.balanced for phase in phases] for phases in of]
     assert kinds == [[False], [False, True], [False, True]]
 
-  def test_replay_fills_its_share_of_every_batch(self):
-    run = tiny.build(recipe=self.RECIPES[0])
-    feed = tiny.feed(run, 2)
-    order = np.asarray(inputs.batches(run, feed, 0).order)
-    order = order[: feed.phase.per_epoch]
-    labels = run.dataset.train_labels
-    rows = np.where(order < 0, ~order, order)
-    old = ~np.isin(labels[rows], run.stream.tasks[2])
-    assert (old[:, -3:]).all() and not old[:, :-3].any()
-    assert set(rows[:, -3:].ravel()) <= set(feed.kept.tolist())
-
-  def test_balanced_pass_sees_exemplars_alone(self):
-    run = tiny.build(recipe=self.RECIPES[0])
+  def test_balanced_pass_sees_the_memory_alone(self):
+    run = tiny.build(recipe=self.RECIPE, memory=self.HERDING)
     _, phase = run.phases_of(1)
     assert phase.balanced
-    kept = tiny.kept(run, 2)
-    feed = phases.open_phase(run, phase, kept)
+    state = run_lib.start(run)
+    for t in range(2):
+      state = phases.keep(run, state, t)
+    held = run.transform.held(state.memory)
+    feed = phases.open_phase(run, phase, held)
     order = np.asarray(inputs.batches(run, feed, 0).order)[: phase.per_epoch]
     rows = order[order >= 0]
-    assert sorted(rows.tolist()) == sorted(kept.tolist())
+    assert sorted(rows.tolist()) == sorted(held.tolist())
     counts = np.bincount(run.dataset.train_labels[rows], minlength=6)
     assert set(counts[list(run.stream.seen(1))]) == {3}
+    # Nothing of it is stored again.
+    after = run.step(
+      state, inputs.batches(run, feed, 0), feed.task, run.train_set
+    )
+    assert run.transform.held(after.memory).tolist() == held.tolist()
 
   def test_padding_of_a_pass_is_of_the_pass(self):
     """Batch statistics of the last batch must not see another class."""
@@ -418,30 +433,25 @@ class TestDivergence:
 
 class TestMistakes:
   @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("settings", "message"),
     [
-      ({"memory": 121}, r"memory\.size=121 is more than the 120 .*; use .*-1"),
       (
-        {"memory": 21, "protocol": "per_class"},
-        r"memory\.size=21 of each class is more than the 20 training samples",
+        {"memory": tiny.Memory(121)},
+        r"memory\.size=121 is more than the 120 .*; use .*-1",
       ),
       (
-        {"batch": 41},
-        r"train\.batch=41 has room for 41 samples of task 0, .*40",
-      ),
-      (
-        {"batch": 50, "replay": 8},
-        r"train\.batch=50 has room for 50 samples of task 0, which has 40",
+        {"recipe": tiny.RECIPE._replace(batch=41)},
+        r"train\.batch=41 is more than the 40 samples of task 0; .*40",
       ),
     ],
   )
-  def test_more_than_there_is(self, changes, message):
+  def test_more_than_there_is(self, settings, message):
     with pytest.raises(ValueError, match=message):
-      trainer.train(*tiny.parts(recipe=tiny.RECIPE._replace(**changes)))
+      trainer.train(*tiny.parts(**settings))
 
   def test_as_much_as_there_is(self):
-    recipe = tiny.RECIPE._replace(memory=120, batch=40)
-    prepare.check(*tiny.parts(recipe=recipe)[:3], recipe)
+    recipe = tiny.RECIPE._replace(batch=40)
+    prepare.check(*tiny.parts(recipe=recipe)[:3], recipe, 120)
 
   def test_a_set_that_no_device_holds(self):
     dataset = tiny.dataset()

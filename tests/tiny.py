@@ -1,6 +1,7 @@
 """A stream small enough to train in a test: noisy blobs, one a class."""
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -8,18 +9,32 @@ from mhil import (
   data,
   inputs,
   losses,
-  memory,
   networks,
   objectives,
   phases,
   prepare,
+  rehearsal,
   sharding,
   streams,
 )
-from mhil import run as run_lib
 from mhil.recipe import Recipe
 
-RECIPE = Recipe(epochs=2, batch=8, memory=12, log_every=4)
+RECIPE = Recipe(epochs=2, batch=8, log_every=4)
+
+
+class Memory(NamedTuple):
+  """Of `rehearsal.transform`; size 0 stands for none."""
+
+  size: int = 12
+  draws: int = 4
+  candidates: int = 2
+  policy: str = "balanced"
+  selection: str = "stream"
+  scope: str = "global"
+
+
+MEMORY = Memory()
+NONE = Memory(0)
 
 
 @functools.cache
@@ -57,37 +72,30 @@ def parts(
   loss=None,
   norm="none",
   recipe=RECIPE,
+  memory=MEMORY,
   devices=None,
 ):
   """The arguments of `trainer.train`."""
-  s = stream(sizes)
-  return (
-    sharding.make_mesh(head=head, data=data, devices=devices),
-    s,
-    dataset(sum(sizes)),
-    objective(s.head_width + 1, norm),
-    loss or losses.dce(),
-    recipe,
-  )
+  s, d = stream(sizes), dataset(sum(sizes))
+  mesh = sharding.make_mesh(head=head, data=data, devices=devices)
+  transform = None
+  if memory.size:
+    how = {"batch": recipe.batch, **memory._asdict()}
+    transform = rehearsal.transform(mesh, d, **how)
+  branch = objective(s.head_width + 1, norm)
+  return (mesh, s, d, branch, loss or losses.dce(), recipe, transform)
 
 
 @functools.cache
 def build(seed=0, **settings):
   """A `run.Run`: placed data and compiled programs, shared by all tests."""
-  return prepare.build(*parts(**settings), seed)
-
-
-def kept(run, t):
-  """Rows in the memory when task `t` begins, chosen at random."""
-  held = {}
-  for earlier in range(t):
-    held = phases.keep(run, run_lib.start(run), earlier, held)
-  return memory.rows(held)
+  *most, transform = parts(**settings)
+  return prepare.build(*most, seed, transform)
 
 
 def feed(run, t):
   """The first phase of a task."""
-  return phases.open_phase(run, run.phases_of(t)[0], kept(run, t))
+  return phases.open_phase(run, run.phases_of(t)[0])
 
 
 def steps(run, state, t, count):

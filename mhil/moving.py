@@ -1,0 +1,127 @@
+"""Rows that the host moves: to other workers, or in from the data set."""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from mhil import buffer as buffer_lib
+from mhil.buffer import Buffer, Layout, Whole
+
+# Rows that go to the devices at once when a class is put in.
+CHUNK = 64
+
+
+def reshard(buffer: Buffer, old: Layout, new: Layout) -> Buffer:
+  """The same rows, in the same order, for other workers; on the host.
+
+  Where the sizes are equal there is room for every row.
+
+  Args:
+    buffer: of `old`.
+    old, new: layouts that differ in size or workers.
+
+  Returns:
+    Numpy arrays, to be placed. Draws from it are those from `buffer`.
+
+  Raises:
+    ValueError: if the layouts differ in more, or `new` cannot hold every row.
+  """
+  if (old.policy, old.classes) != (new.policy, new.classes):
+    raise ValueError(
+      f"policy={new.policy!r} of {new.classes} classes cannot take the rows of "
+      f"policy={old.policy!r} of {old.classes} classes; keep the latter"
+    )
+  rows, label, number, fill, rank, seen = map(np.asarray, buffer)
+  counts, arrived = fill.sum(0), max(int((rank >= 0).sum()), 1)
+  share = buffer_lib.portions(new.size, rank, arrived, new.workers).sum(0)
+  if (counts > share).any():
+    raise ValueError(
+      f"size={new.size} cannot hold all {counts.sum()} rows of the buffer, as "
+      f"{np.maximum(counts - share, 0).sum()} find no slot of their class; use "
+      f"size={old.size}"
+    )
+  source = buffer_lib.filled(old, fill, rank)
+  fill = buffer_lib.dealt(counts, rank, new.workers).astype(np.int32)
+  target = buffer_lib.filled(new, fill, rank)
+
+  def move(x):
+    out = np.zeros((new.workers, new.slots, *x.shape[2:]), x.dtype)
+    out[target] = x[source]
+    return out
+
+  seen = buffer_lib.dealt(
+    seen.sum(keepdims=True), np.zeros(1, int), new.workers
+  )
+  seen = seen[:, 0].astype(np.int32)
+  return Buffer(move(rows), move(label), move(number), fill, rank, seen)
+
+
+def put(
+  layout: Layout,
+  buffer: Buffer,
+  orders: Mapping[int, Whole],
+  read: Callable[[Whole], np.ndarray],
+  mesh: Mesh,
+) -> Buffer:
+  """The buffer with the first samples of classes, in place of what it held.
+
+  Args:
+    layout: of `per_class` or `balanced`.
+    buffer: may be overwritten.
+    orders: of each class that has been learnt, its samples, best first; a
+      class keeps the first of them when its share shrinks.
+    read: `numbers [k] -> rows [k, ...]`.
+    mesh: where the buffer lies.
+  """
+  fill, rank = np.array(buffer.fill), np.array(buffer.rank)
+  label, number = np.array(buffer.label), np.array(buffer.number)
+  for c in orders:
+    rank[c] = rank.max() + 1 if rank[c] < 0 else rank[c]
+  seen = int((rank >= 0).sum())
+  room = buffer_lib.portions(layout.size, rank, seen, layout.workers)
+  fill = np.minimum(fill, room).astype(np.int32)
+  rows = buffer.rows
+  for c, order in orders.items():
+    first = order[: room[:, c].sum()]
+    place, turn = np.divmod(np.arange(len(first)), layout.workers)
+    worker = (-1 - turn - rank[c]) % layout.workers
+    slot = layout.starts[worker, rank[c]] + place
+    if layout.table is not None:
+      slot = layout.table[worker, slot]
+    label[worker, slot], number[worker, slot] = c, first
+    fill[:, c] = buffer_lib.dealt(
+      np.array([len(first)]), rank[c : c + 1], layout.workers
+    )[:, 0]
+    rows = _write(rows, worker, slot, first, read, mesh)
+  parts = Buffer((), label, number, fill, rank, np.asarray(buffer.seen))
+  return buffer_lib.place(parts, mesh)._replace(rows=rows)
+
+
+def _write(rows, worker, slot, numbers, read, mesh):
+  """Rows with those of `numbers` in their slots, some at a time."""
+  w, m = rows.shape[:2]
+  for start in range(0, len(numbers), CHUNK):
+    part = slice(start, start + CHUNK)
+    new = np.zeros((w, CHUNK, *rows.shape[2:]), rows.dtype)
+    at = np.tile(m + np.arange(CHUNK, dtype=np.int32), (w, 1))
+    here = worker[part], np.arange(len(worker[part]))
+    new[here], at[here] = read(numbers[part]), slot[part]
+    spread = NamedSharding(mesh, buffer_lib.SPEC.rows)
+    rows = _scatter(rows, *jax.device_put((at, new), spread), mesh)
+  return rows
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
+def _scatter(rows, at, new, mesh):
+  def local(rows, at, new):
+    return rows.at[0, at[0]].set(new[0], mode="drop", unique_indices=True)
+
+  return jax.shard_map(
+    local,
+    mesh=mesh,
+    in_specs=(buffer_lib.SPEC.rows,) * 3,
+    out_specs=buffer_lib.SPEC.rows,
+  )(rows, at, new)

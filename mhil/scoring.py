@@ -1,0 +1,124 @@
+"""What open heads make of images: scores, features, and counts of a test.
+
+Each is a program to be compiled, once for a whole stream.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+
+from mhil import augment, heads, losses, metrics, objectives, programs
+from mhil import bank as bank_lib
+from mhil import data as data_lib
+
+P = jax.P
+
+
+def class_scores(
+  mesh: Mesh,
+  dataset: data_lib.Dataset,
+  objective: objectives.Objective,
+  loss: losses.Loss,
+) -> Callable[..., jax.Array]:
+  """`(bank, task, images [b, ...]) -> scores [b, heads, c]`, on all devices.
+
+  One all-gather over `head`. Closed heads and padding score
+  `losses.MASKED`.
+  """
+
+  def local(bank, task, images):
+    images = augment.prepare(images, **programs.pixels(dataset), train=False)
+    return heads.scores(bank, task, images, objective=objective, loss=loss)
+
+  spread = jax.shard_map(
+    local,
+    mesh=mesh,
+    in_specs=(bank_lib.SPEC, bank_lib.TASK_SPEC, P("data")),
+    out_specs=P("data", None, "head"),
+  )
+
+  def scores(bank, task, images):
+    images = jax.reshard(images, NamedSharding(mesh, P("data")))
+    out = jax.reshard(spread(bank, task, images), NamedSharding(mesh, P()))
+    return out.reshape(out.shape[0], -1, out.shape[-1])
+
+  return scores
+
+
+def head_features(
+  mesh: Mesh, dataset: data_lib.Dataset, objective: objectives.Objective
+) -> Callable[..., jax.Array]:
+  """`(bank, head, images [b, ...]) -> [h, b, f]`; row `head % h` counts."""
+
+  def local(bank, head, images):
+    images = augment.prepare(images, **programs.pixels(dataset), train=False)
+    return heads.features(bank, head, images, objective=objective)
+
+  return jax.shard_map(
+    local,
+    mesh=mesh,
+    in_specs=(bank_lib.SPEC, P(), P()),
+    out_specs=P("head"),
+  )
+
+
+def evaluate(
+  scores: Callable[..., jax.Array], batch: int
+) -> Callable[..., metrics.Tally]:
+  """`(bank, task, samples, seen) -> Tally` over the first `seen` samples.
+
+  Samples are sorted by head, so what is not seen yet costs nothing. To be
+  jitted; counts are the only thing that leaves the devices.
+  """
+
+  def run(bank, task, samples, seen):
+    heads_in_all = bank.loss.size
+    blank = _tally(heads_in_all)
+
+    def add(i, tally):
+      rows = i * batch + jnp.arange(batch)
+      taken = jnp.minimum(rows, samples.labels.size - 1)
+      table = scores(bank, task, samples.images[taken])
+      label = samples.labels[taken]
+      owners, columns = samples.owners[label], samples.columns[label]
+      more = _count(table, owners, columns, rows < seen)
+      return jax.tree.map(jnp.add, tally, more)
+
+    return lax.fori_loop(0, (seen + batch - 1) // batch, add, blank)
+
+  return run
+
+
+def _tally(n):
+  row = jnp.zeros(n, jnp.int32)
+  return metrics.Tally(row, row, row, row, row, jnp.zeros((n, n), jnp.int32))
+
+
+def _count(table, owners, columns, counted) -> metrics.Tally:
+  """Counts of one batch; `table` is `[b, heads, c]`."""
+  best = jnp.max(table, axis=2)
+  chosen = jnp.argmax(best, axis=1)
+  column = jnp.argmax(table, axis=2)
+  own = jnp.take_along_axis(table, owners[:, None, None], axis=1)[:, 0]
+  true = jnp.take_along_axis(own, columns[:, None], axis=1)[:, 0]
+  within = jnp.argmax(own, axis=1) == columns
+  right_head = chosen == owners
+  above = jnp.sum(table > true[:, None, None], axis=(1, 2))
+  picked = jnp.take_along_axis(column, chosen[:, None], axis=1)[:, 0]
+  by_head = jax.nn.one_hot(owners, table.shape[1], dtype=jnp.int32)
+  by_head = by_head * counted[:, None].astype(jnp.int32)
+
+  def count(hit):
+    return jnp.sum(by_head * hit[:, None].astype(jnp.int32), axis=0)
+
+  return metrics.Tally(
+    jnp.sum(by_head, axis=0),
+    count(right_head & (picked == columns)),
+    count(right_head),
+    count(within),
+    count(above < 5),
+    by_head.T @ jax.nn.one_hot(chosen, table.shape[1], dtype=jnp.int32),
+  )
