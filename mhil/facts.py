@@ -18,13 +18,12 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 def of_run(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
   """Sizes, traffic, hash and versions; JSON-safe."""
-  of_head = sum(
-    math.prod(x.shape[2:]) for x in jax.tree.leaves(state.bank.params)
-  )
+  params = run.whole(state.bank).params
+  of_head = sum(math.prod(x.shape[2:]) for x in jax.tree.leaves(params))
   open_heads = len(run.stream.tasks)
   usage = run.step.memory_analysis()
   return {
-    "params_sha256": params_sha256(state.bank.params, open_heads),
+    "params_sha256": params_sha256(params, open_heads),
     "parameters": {"total": of_head * open_heads, "per_head": of_head},
     "memory": memory(run, state),
     "compiles": dict(zip(("train_step", "evaluate"), run.compiles)),

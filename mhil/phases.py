@@ -60,13 +60,13 @@ def features(
   run: run_lib.Run, state: programs.State, t: int, rows: np.ndarray
 ) -> np.ndarray:
   """Features `[n, f]` of training samples in head `t`, for herding."""
-  found = []
+  found, bank = [], run.whole(state.bank)
   batch = run.recipe.test_batch
   for start in range(0, len(rows), batch):
     part = rows[start : start + batch]
     padded = np.pad(part, (0, batch - len(part)), mode="edge")
     images = sharding.replicated(run.dataset.train_images[padded], run.mesh)
-    out = run.features(state.bank, run_lib.scalar(t, run.mesh), images)
+    out = run.features(bank, run_lib.scalar(t, run.mesh), images)
     found.append(np.asarray(out)[t % run.mesh.shape["head"], : len(part)])
   return np.concatenate(found)
 
@@ -76,8 +76,9 @@ def evaluate(
 ) -> metrics.Tally:
   """Test counts, `metrics.Tally`, over all classes seen by then."""
   seen = np.isin(run.dataset.test_labels, run.stream.seen(feed.phase.task))
+  bank = run.whole(state.bank)
   parts = [
-    run.tally(state.bank, feed.task, part, run_lib.scalar(counted, run.mesh))
+    run.tally(bank, feed.task, part, run_lib.scalar(counted, run.mesh))
     for part, counted in inputs.tests(run, int(seen.sum()))
   ]
   return metrics.Tally(*(sum(map(np.asarray, each)) for each in zip(*parts)))
@@ -86,6 +87,7 @@ def evaluate(
 def predictor(run: run_lib.Run, state: programs.State, t: int):
   """`images [b, ...] -> classes [b]` over the heads open after task `t`."""
   task = open_phase(run, run.phases_of(t)[0]).task
+  bank = run.whole(state.bank)
   scores = jax.jit(
     scoring.class_scores(run.mesh, run.dataset, run.objective, run.loss)
   )
@@ -98,7 +100,7 @@ def predictor(run: run_lib.Run, state: programs.State, t: int):
     padding = -len(images) % run.mesh.shape["data"]
     padded = np.concatenate([images, images[:1].repeat(padding, 0)])
     placed = sharding.place(padded, run.mesh, P())
-    table = np.asarray(scores(state.bank, task, placed))[: len(images)]
+    table = np.asarray(scores(bank, task, placed))[: len(images)]
     best = table[:, : len(class_of)].reshape(len(images), -1).argmax(1)
     return class_of.reshape(-1)[best]
 

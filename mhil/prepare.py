@@ -51,6 +51,8 @@ def build(
     plan.phases(stream, dataset.train_labels, recipe, transform.size),
     *inputs.resident(stream, dataset, recipe, seed, mesh),
     None,
+    lambda state, done: state,
+    lambda bank: bank,
     None,
     jax.jit(
       heads.initializer(objective, recipe.optimizer, len(stream.tasks), mesh)
@@ -86,7 +88,7 @@ def build(
   compiled = lowered.compile()
   between = compiling.count()
   tallying = jax.jit(tally).lower(
-    state.bank, feed.task, tested, scalar(0, mesh)
+    run.whole(state.bank), feed.task, tested, scalar(0, mesh)
   )
   counting = tallying.compile()
   after = compiling.count()

@@ -1,6 +1,7 @@
 """The parts of a run, and what is done to its state between steps."""
 
 import collections
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +35,10 @@ class Run(NamedTuple):
     train_set, test_set: samples on the devices, tests sorted by head; of a
       streamed set, without images.
     step: compiled `(state, epoch, task, samples) -> state`.
+    exchange: `(state, steps done) -> state`, after each step: what parts that
+      are trained apart tell each other now and then.
+    whole: `bank -> bank` with each head's whole branch where the parts of a
+      branch are trained apart; what tests, predictions and hashes read.
     tally: compiled `(bank, task, samples, seen) -> metrics.Tally`.
     fresh: jitted `key -> Bank`.
     reset: compiled `parameters -> optimiser states`, for every head.
@@ -54,6 +59,8 @@ class Run(NamedTuple):
   train_set: programs.Samples
   test_set: programs.Samples
   step: Any
+  exchange: Callable[[programs.State, int], programs.State]
+  whole: Callable[[bank_lib.Bank], bank_lib.Bank]
   tally: Any
   fresh: Any
   reset: Any

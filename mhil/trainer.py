@@ -181,6 +181,7 @@ def fit(
         with note.waiting():
           batches, samples = next(given)
         state = run.step(state, batches, feed.task, samples)
+        state = run.exchange(state, step + 1)
         pace(state)
         meter.update()
         note.step = step + 1
