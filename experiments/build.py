@@ -1,25 +1,30 @@
 """From a configuration to the library's parts; knows all the methods."""
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
 import optax
 from jax.sharding import Mesh
 
-from mhil import config as config_lib
 from mhil import (
+  blocks,
+  cutting,
   data,
   losses,
   networks,
   objectives,
   optimizers,
+  partitions,
   prepare,
   rehearsal,
   sharding,
   streams,
+  subnets,
   transforms,
   validation,
 )
+from mhil import config as config_lib
 from mhil.recipe import Recipe
 
 # More threads in one process only make a mistyped mesh take minutes.
@@ -36,6 +41,7 @@ class Parts(NamedTuple):
   loss: losses.Loss
   recipe: Recipe
   transform: transforms.Transform
+  partition: partitions.Partition
 
 
 def parts(config: config_lib.Config) -> Parts:
@@ -62,8 +68,17 @@ def parts(config: config_lib.Config) -> Parts:
   prepare.check(mesh, stream, dataset, recipe, transform.size)
   branch = make_branch(config.network, dataset, stream.head_width + 1)
   objective = objectives.end_to_end(branch)
+  partition = partitions.NONE
+  if mesh.shape["subnet"] > 1:
+    branch, part, cut = make_cut(config, branch, dataset, stream)
+    objective = objectives.end_to_end(branch)
+    partition = make_partition(config.subnets, part, cut)
+    how = config.subnets.statistics
+    objective = subnets.tested(objective, branch, how)
+  prepare.check_parts(mesh, recipe, transform, partition)
   loss = make_loss(config.loss)
-  return Parts(mesh, stream, dataset, objective, loss, recipe, transform)
+  lot = mesh, stream, dataset, objective, loss, recipe, transform
+  return Parts(*lot, partition)
 
 
 def devices(mesh: config_lib.Mesh) -> int:
@@ -103,13 +118,58 @@ def make_branch(
   how: dict[str, Any] = {"norm": network.norm, "dtype": network.dtype}
   how["axis"] = "data"
   if network.name == "mlp":
+    how["output_norm"] = network.output_norm
     return networks.mlp(math.prod(shape), outputs, network.widths, **how)
   if network.name == "convnet":
     return networks.convnet(shape, outputs, network.widths, **how)
   if network.name == "resnet18":
     return networks.resnet18(outputs, channels=shape[-1], **how)
-  depth = int(network.name.removeprefix("resnet"))
+  depth: Any = network.blocks
+  if network.name == "resnet":
+    how["widths"] = network.widths
+  else:
+    depth = int(network.name.removeprefix("resnet"))
   return networks.resnet_cifar(depth, outputs, channels=shape[-1], **how)
+
+
+def make_cut(
+  config: config_lib.Config,
+  branch: networks.Branch,
+  dataset: data.Dataset,
+  stream: streams.Stream,
+) -> tuple[networks.Branch, networks.Branch, cutting.Cut]:
+  """The branch as tests see it, the branch of one part, and the cut."""
+  network, n = config.network, config.mesh.subnet
+  if config.subnets.method != "ist":
+    return branch, branch, cutting.copies(n)
+  if network.name in validation.RESNETS:
+    cut = blocks.sections(branch, n, config.subnets.dealt)
+    whole = blocks.scaled(branch, cut) if config.subnets.scale else branch
+    return whole, blocks.subnet(branch, cut), cut
+  if network.name != "mlp":
+    raise ValueError(
+      f"network.name={network.name} has nothing to cut into mesh.subnet={n}; "
+      "use network.name=mlp or a resnet, or subnets.method=local_sgd"
+    )
+  cut = subnets.neurons(network.widths, n)
+  small = dataclasses.replace(
+    network, widths=tuple(width // n for width in network.widths)
+  )
+  return branch, make_branch(small, dataset, stream.head_width + 1), cut
+
+
+def make_partition(
+  s: config_lib.Subnets, part: networks.Branch, cut: cutting.Cut
+) -> partitions.Partition:
+  """How a branch falls into parts that are trained apart."""
+  return subnets.partition(
+    cut,
+    objectives.end_to_end(part),
+    every=s.local_steps,
+    method=s.method,
+    renew=s.renew,
+    deal=s.state == "deal",
+  )
 
 
 def make_loss(loss: config_lib.Loss) -> losses.Loss:

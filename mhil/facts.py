@@ -18,7 +18,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 def of_run(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
   """Sizes, traffic, hash and versions; JSON-safe."""
-  params = run.whole(state.bank).params
+  params = run.whole(state, np.zeros(0, np.int32)).params
   of_head = sum(math.prod(x.shape[2:]) for x in jax.tree.leaves(params))
   open_heads = len(run.stream.tasks)
   usage = run.step.memory_analysis()
@@ -28,6 +28,11 @@ def of_run(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
     "memory": memory(run, state),
     "compiles": dict(zip(("train_step", "evaluate"), run.compiles)),
     "collectives": [c._asdict() for c in run.traffic],
+    "exchange": {
+      "method": run.partition.name,
+      "every": run.partition.every,
+      "collectives": [c._asdict() for c in run.exchanged],
+    },
     "step_bytes_per_device": {
       "temporary": usage.temp_size_in_bytes,
       "arguments": usage.argument_size_in_bytes,

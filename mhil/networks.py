@@ -3,14 +3,12 @@
 A branch is a chain of named pieces. Between two pieces lies an interface, a
 feature map without pooling, and that is where local learning and
 layer-parallel training cut. Pooling opens the last piece, `readout`, so that
-the chain of all pieces is `apply`.
-
-NNX defines the pieces; they are split once, when a branch is built, and run
-on plain nested dicts: `params[piece][layer]...[array]`.
+the chain of all pieces is `apply`. Trees are `params[piece][layer]...[array]`.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -63,10 +61,10 @@ def _split(module: nnx.Module) -> tuple[Tree, Tree]:
 
 
 def _branch(
-  name: str, trunk: Mapping[str, Maker], width: int, outputs: int
+  name: str, trunk: Mapping[str, Maker], width: int, outputs: int, norm=None
 ) -> Branch:
-  makers = dict(trunk)
-  makers["readout"] = lambda rngs: layers.Readout(width, outputs, rngs=rngs)
+  sizes, makers = (width, outputs), dict(trunk)
+  makers["readout"] = lambda r: layers.Readout(*sizes, norm and norm(), rngs=r)
   graphs = {
     piece: nnx.graphdef(nnx.eval_shape(lambda make=make: make(nnx.Rngs(0))))
     for piece, make in makers.items()
@@ -101,7 +99,9 @@ def _branch(
     params: Tree, stats: Tree, x: ArrayLike, train: bool
   ) -> tuple[Float[Array, "b c"], Tree]:
     x, stats = features(params, stats, x, train)
-    return readout(params, x), stats
+    last = params["readout"], stats["readout"], x, train
+    logits, stats["readout"] = run("readout", *last)
+    return logits, stats
 
   pieces = tuple(makers)
   return Branch(name, pieces, init, run, apply, features, readout)
@@ -116,11 +116,8 @@ def multiply_adds(function: Callable[..., Any], *arguments: Any) -> int:
   """Counts the multiply-adds of one call, without running it.
 
   Convolutions and matrix products count, and nothing else. A loop's body
-  counts as often as `lax.scan` runs it, and once where that is unknown.
-
-  Args:
-    function: any traceable function, for instance a branch's `apply`.
-    *arguments: its array arguments, or `jax.ShapeDtypeStruct` for them.
+  counts as often as `lax.scan` runs it, and once where that is unknown. The
+  arguments may be `jax.ShapeDtypeStruct`.
   """
   return _jaxpr_multiply_adds(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -150,6 +147,7 @@ def mlp(
   hidden: Sequence[int] = (64,),
   norm: str = "none",
   *,
+  output_norm: bool = False,
   dtype: Any = jnp.float32,
   axis: str | None = None,
 ) -> Branch:
@@ -160,6 +158,7 @@ def mlp(
     outputs: width of the logits, the reference output included.
     hidden: units of each hidden layer.
     norm: `none`, `batch` or `layer`, before the ReLU.
+    output_norm: normalise logits by batch too, without scale and shift.
     dtype, axis: see `layers.Numerics`.
   """
   numerics = Numerics(norm, dtype, axis)
@@ -171,7 +170,9 @@ def mlp(
     )
 
   trunk = {f"dense{i}": layer(i) for i in range(len(hidden))}
-  return _branch("mlp", trunk, sizes[-1], outputs)
+  last = partial(layers.BatchNorm, outputs, axis=axis, affine=False)
+  norm_last = last if output_norm else None
+  return _branch("mlp", trunk, sizes[-1], outputs, norm_last)
 
 
 def convnet(
@@ -214,7 +215,7 @@ def convnet(
 
 
 def resnet_cifar(
-  depth: int,
+  depth: int | Sequence[int],
   outputs: int,
   widths: Sequence[int] = (16, 16, 32, 64),
   norm: str = "batch",
@@ -229,7 +230,7 @@ def resnet_cifar(
   `stage1.block0`, ..., `stage3.block{n-1}`, `readout`.
 
   Args:
-    depth: 6 n + 2 for n blocks a stage: 20, 32, 44, 56 or 110.
+    depth: 6 n + 2 for n blocks a stage, or the blocks of each stage.
     outputs: width of the logits, the reference output included.
     widths: features of the stem and of each stage.
     norm: `batch` or `group`.
@@ -239,14 +240,14 @@ def resnet_cifar(
   Raises:
     ValueError: for another depth.
   """
-  blocks, rest = divmod(depth - 2, 6)
-  if rest or blocks < 1:
-    raise ValueError(f"depth={depth} is not 6 n + 2; use 20, 32 or 110")
-  numerics = Numerics(norm, dtype, axis)
-  counts = (blocks,) * (len(widths) - 1)
-  return _resnet(
-    f"resnet{depth}", counts, (channels, *widths), outputs, numerics
-  )
+  if isinstance(depth, int):
+    blocks, rest = divmod(depth - 2, 6)
+    if rest or blocks < 1:
+      raise ValueError(f"depth={depth} is not 6 n + 2; use 20, 32 or 110")
+    depth = (blocks,) * (len(widths) - 1)
+  counts = tuple(depth)
+  name, numerics = f"resnet{2 * sum(counts) + 2}", Numerics(norm, dtype, axis)
+  return _resnet(name, counts, (channels, *widths), outputs, numerics)
 
 
 def resnet18(

@@ -13,6 +13,8 @@ from mhil import (
   inputs,
   losses,
   objectives,
+  parting,
+  partitions,
   phases,
   plan,
   programs,
@@ -35,10 +37,12 @@ def build(
   recipe: Recipe,
   seed: int,
   transform: transforms.Transform | None = None,
+  partition: partitions.Partition = partitions.NONE,
 ) -> Run:
   """Checks that the parts fit, places the data, compiles the programs."""
   transform = transform or transforms.none(dataset.classes)
   check(mesh, stream, dataset, recipe, transform.size)
+  check_parts(mesh, recipe, transform, partition)
   run = Run(
     mesh,
     stream,
@@ -52,22 +56,26 @@ def build(
     *inputs.resident(stream, dataset, recipe, seed, mesh),
     None,
     lambda state, done: state,
-    lambda bank: bank,
+    lambda state, rows: state.bank,
     None,
     jax.jit(
-      heads.initializer(objective, recipe.optimizer, len(stream.tasks), mesh)
+      partitions.fresh(
+        partition, objective, recipe.optimizer, len(stream.tasks), mesh
+      )
     ),
-    jax.jit(heads.each(recipe.optimizer.init, mesh)),
+    jax.jit(heads.each(recipe.optimizer.init, mesh, partition.layout)),
     jax.jit(scoring.head_features(mesh, dataset, objective)),
     [],
     (0, 0),
+    partition,
   )
   feed = phases.open_phase(run, run.phases[0])
   state = start(run)
+  run = parting.attach(run, state)
   step = programs.train_step(
     mesh,
     dataset,
-    objective,
+    partition.lift(objective),
     loss,
     recipe.optimizer,
     rate_of(recipe),
@@ -75,6 +83,7 @@ def build(
     transform,
     recipe.correction,
     recipe.streamed,
+    partition,
   )
   given, tested = inputs.shapes(run)
   tally = scoring.evaluate(
@@ -88,7 +97,10 @@ def build(
   compiled = lowered.compile()
   between = compiling.count()
   tallying = jax.jit(tally).lower(
-    run.whole(state.bank), feed.task, tested, scalar(0, mesh)
+    run.whole(state, phases.at_hand(run, state, 0)),
+    feed.task,
+    tested,
+    scalar(0, mesh),
   )
   counting = tallying.compile()
   after = compiling.count()
@@ -150,6 +162,29 @@ def check(
     if getattr(recipe, name) < 1:
       raise ValueError(
         f"train.{name}={getattr(recipe, name)} trains nothing; use 1 or more"
+      )
+
+
+def check_parts(
+  mesh: Mesh,
+  recipe: Recipe,
+  transform: transforms.Transform,
+  partition: partitions.Partition,
+) -> None:
+  """Raises ValueError unless each part gets as many samples as any other."""
+  subnet, data = mesh.shape["subnet"], mesh.shape["data"]
+  if partition.parts != subnet:
+    raise ValueError(
+      f"mesh.subnet={subnet} is not the {partition.parts} parts of the "
+      f"partition {partition.name}; use mesh.subnet={partition.parts}"
+    )
+  each = data * subnet
+  sizes = {"train.batch": recipe.batch, "memory.draws": transform.added}
+  for field, size in sizes.items():
+    if size % each:
+      raise ValueError(
+        f"{field}={size} does not divide by mesh.data={data} times "
+        f"mesh.subnet={subnet}; use {max(1, round(size / each)) * each}"
       )
 
 

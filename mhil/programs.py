@@ -15,7 +15,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from mhil import augment, heads, losses, objectives, transforms
+from mhil import augment, heads, losses, objectives, partitions, transforms
 from mhil import bank as bank_lib
 from mhil import data as data_lib
 
@@ -32,11 +32,13 @@ class State(NamedTuple):
     step: `[]` global step, over all tasks.
     bank: the heads.
     memory: what the batch transform remembers.
+    apart: what parts that are trained apart need besides; see `partitions`.
   """
 
   step: Any
   bank: Any
   memory: Any
+  apart: Any = ()
 
 
 class Samples(NamedTuple):
@@ -88,13 +90,13 @@ def train_step(
   transform: transforms.Transform,
   correction: bool = True,
   streamed: bool = False,
+  partition: partitions.Partition = partitions.NONE,
 ) -> Callable[..., State]:
   """`(state, epoch, task, samples) -> state`; to be jitted.
 
   With `streamed`, the images of `samples` are this step's batch.
   """
-
-  spec = state_spec(transform)
+  layout, spec = partition.layout, state_spec(transform, partition)
 
   def local(state, epoch, task, samples):
     key = jax.random.fold_in(samples.key, state.step)
@@ -103,10 +105,10 @@ def train_step(
     batch, everyone = take(state.step, epoch, task, samples, streamed)
     memory, batch = transform.apply(state.memory, batch, everyone, memory_key)
     bank = heads.update(
-      state.bank,
+      layout.enter(state.bank),
       task,
       priors(counts, task, samples, loss, correction),
-      inputs_of(batch, samples, images_key, dataset),
+      inputs_of(share(batch, layout), samples, images_key, dataset),
       state.step,
       heads_key,
       objective=objective,
@@ -115,7 +117,7 @@ def train_step(
       rate=rate,
       train_heads=train_heads,
     )
-    return State(state.step + 1, bank, memory)
+    return State(state.step + 1, layout.leave(bank), memory, state.apart)
 
   return jax.shard_map(
     local,
@@ -153,6 +155,17 @@ def take(
   return batch, transforms.Everyone(label, number, fresh)
 
 
+def share(batch: transforms.Batch, layout: bank_lib.Layout) -> transforms.Batch:
+  """The samples of the part that this device trains: every n-th."""
+  if "subnet" not in layout.axes:
+    return batch
+  n, me = lax.axis_size("subnet"), lax.axis_index("subnet")
+  return jax.tree.map(
+    lambda x: x.reshape(-1, n, *x.shape[1:])[:, me],
+    batch,
+  )
+
+
 def inputs_of(
   batch: transforms.Batch,
   samples: Samples,
@@ -163,7 +176,9 @@ def inputs_of(
   images = augment.prepare(
     batch.rows, key, batch.position, **pixels(dataset), train=True
   )
-  weight = batch.weight / lax.psum(jnp.sum(batch.weight), "data")
+  # The last batch of a pass may leave a part without any.
+  total = jnp.maximum(lax.psum(jnp.sum(batch.weight), "data"), 1.0)
+  weight = batch.weight / total
   return objectives.Batch(
     images, samples.owners[batch.label], samples.columns[batch.label], weight
   )
@@ -201,6 +216,11 @@ def samples_spec(streamed: bool) -> Samples:
   return Samples(P("data") if streamed else P(), P(), P(), P(), P())
 
 
-def state_spec(transform: transforms.Transform) -> State:
+def state_spec(
+  transform: transforms.Transform,
+  partition: partitions.Partition = partitions.NONE,
+) -> State:
   """How the state lies on the mesh."""
-  return State(P(), bank_lib.SPEC, transform.spec)
+  return State(
+    P(), partition.layout.spec, transform.spec, partitions.spec(partition)
+  )

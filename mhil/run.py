@@ -14,6 +14,7 @@ from mhil import data as data_lib
 from mhil import (
   losses,
   objectives,
+  partitions,
   plan,
   programs,
   sharding,
@@ -29,22 +30,24 @@ class Run(NamedTuple):
   """What the loop over tasks works with.
 
   Attributes:
-    mesh, stream, dataset, objective, loss, transform, recipe, seed: as handed
-      in.
+    mesh, stream, dataset, objective, loss, transform, recipe, seed, partition:
+      as handed in.
     phases: what each stretch of global steps trains on.
     train_set, test_set: samples on the devices, tests sorted by head; of a
       streamed set, without images.
     step: compiled `(state, epoch, task, samples) -> state`.
     exchange: `(state, steps done) -> state`, after each step: what parts that
       are trained apart tell each other now and then.
-    whole: `bank -> bank` with each head's whole branch where the parts of a
-      branch are trained apart; what tests, predictions and hashes read.
+    whole: `(state, rows) -> bank` with each head's whole branch where the parts
+      of a branch are trained apart; what tests, predictions and hashes read.
+      `rows` of the training set may be looked at to settle its statistics.
     tally: compiled `(bank, task, samples, seen) -> metrics.Tally`.
     fresh: jitted `key -> Bank`.
     reset: compiled `parameters -> optimiser states`, for every head.
     features: jitted `(bank, head, images) -> [h, b, f]`.
     compiles: how often XLA compiled `step` and `tally`.
     traffic: the collectives of `step`, read from its optimised program.
+    exchanged: those of one `exchange`.
   """
 
   mesh: Mesh
@@ -60,13 +63,15 @@ class Run(NamedTuple):
   test_set: programs.Samples
   step: Any
   exchange: Callable[[programs.State, int], programs.State]
-  whole: Callable[[bank_lib.Bank], bank_lib.Bank]
+  whole: Callable[[programs.State, np.ndarray], bank_lib.Bank]
   tally: Any
   fresh: Any
   reset: Any
   features: Any
   traffic: list[sharding.Collective]
   compiles: tuple[int, int]
+  partition: partitions.Partition = partitions.NONE
+  exchanged: tuple[sharding.Collective, ...] = ()
 
   def phases_of(self, t: int) -> tuple[plan.Phase, ...]:
     """The phases of task `t`, in order."""
@@ -110,24 +115,26 @@ def start(run: Run, generation: int = 0) -> programs.State:
   # Apart from the keys of steps, which are counted up from 0.
   key = jax.random.fold_in(jax.random.key(run.seed), 2**32 - 1)
   key = jax.random.fold_in(key, generation)
-  bank = run.fresh(sharding.replicated(key, run.mesh))
+  bank, apart = run.fresh(sharding.replicated(key, run.mesh))
   memory = run.transform.init()
-  return programs.State(scalar(0, run.mesh), bank, memory)
+  return programs.State(scalar(0, run.mesh), bank, memory, apart)
 
 
 def refit(run: Run, saved: programs.State, like: programs.State):
   """A state that was saved on another mesh, laid out like `like`."""
   bank = jax.tree.map(bank_lib.deal, saved.bank, like.bank)
   memory = run.transform.refit(saved.memory, like.memory)
-  return programs.State(saved.step, bank, memory)
+  apart = jax.tree.map(bank_lib.deal, saved.apart, like.apart)
+  return programs.State(saved.step, bank, memory, apart)
 
 
 def renew(run: Run, state: programs.State, t: int) -> programs.State:
   """New optimiser state for task `t`; from scratch, new parameters too."""
   if run.recipe.from_scratch and t:
-    return state._replace(bank=start(run, t).bank)
-  opt = run.reset(state.bank.params)
-  return state._replace(bank=state.bank._replace(opt=opt))
+    new = start(run, t)
+    return state._replace(bank=new.bank, apart=new.apart)
+  bank = state.bank._replace(opt=run.reset(state.bank.params))
+  return state._replace(bank=bank, apart=partitions.renewed(state.apart))
 
 
 def training(run: Run, t: int) -> tuple[int, ...]:

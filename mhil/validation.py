@@ -4,11 +4,15 @@ from typing import Any
 
 from mhil import config as config_lib
 
-RESNETS = ("resnet20", "resnet32", "resnet110", "resnet18")
+RESNETS = ("resnet20", "resnet32", "resnet110", "resnet18", "resnet")
 CHOICES = {
   "network.name": ("mlp", "convnet", *RESNETS),
   "network.dtype": ("float32", "bfloat16"),
   "network.norm": ("none", "batch", "group"),
+  "subnets.method": ("ist", "local_sgd", "data_parallel"),
+  "subnets.state": ("reset", "deal"),
+  "subnets.statistics": ("running", "batch", "collected"),
+  "subnets.dealt": ("longest", "all"),
   "loss.name": ("dce", "distributed_ce", "ce"),
   "loss.reference": ("learned", "zero", "per_class", "none"),
   "loss.correction": ("auto", "on", "off"),
@@ -39,6 +43,7 @@ RANGE: dict[str, tuple[float, float]] = {
   "stream.increment": (1, INF),
   "stream.order_seed": (-1, 2**32 - 1),
   "data.limit": (0, INF),
+  "subnets.local_steps": (1, INF),
   "loss.smoothing": (0, 0.99),
   "memory.size": (-1, INF),
   "memory.draws": (1, INF),
@@ -79,7 +84,7 @@ def validate(config: config_lib.Config) -> None:
       limit = f" to {most}" if most < INF else " or more"
       out = f"{field}={flat[field]} is out of range"
       raise ValueError(f"{out}; use {least}{limit}")
-  for field in ("mesh.stage", "mesh.subnet"):
+  for field in ("mesh.stage",):
     if flat[field] > 1:
       raise ValueError(
         f"{field}={flat[field]} would do the same work several times, since "
@@ -95,10 +100,34 @@ def validate(config: config_lib.Config) -> None:
       f"network.norm=none leaves network.name={config.network.name} without "
       "normalisation; use network.norm=batch or network.norm=group"
     )
+  _check_network(config.network)
   if not config.network.widths or min(config.network.widths) < 1:
     raise ValueError(
       f"network.widths={config.network.widths} is no network; use positive "
       "widths such as (64,)"
+    )
+
+
+def _check_network(network: config_lib.Network) -> None:
+  if (network.name == "resnet") != bool(network.blocks):
+    raise ValueError(
+      f"network.blocks={network.blocks} with network.name={network.name}; use "
+      "network.name=resnet with the blocks of each section, such as (1, 5, 1)"
+    )
+  sections = len(network.blocks)
+  if sections and len(network.widths) != sections + 1:
+    raise ValueError(
+      f"network.widths={network.widths} with network.blocks={network.blocks}; "
+      f"use {sections + 1} widths, those of the stem and of each section"
+    )
+  if min(network.blocks, default=1) < 1:
+    raise ValueError(
+      f"network.blocks={network.blocks} leaves a section empty; use 1 or more"
+    )
+  if network.output_norm and network.name != "mlp":
+    raise ValueError(
+      f"network.output_norm=true is not offered for network.name="
+      f"{network.name}; use network.name=mlp"
     )
 
 

@@ -39,6 +39,8 @@ ENGINE = {
   "networks",
   "objectives",
   "optimizers",
+  "parting",
+  "partitions",
   "phases",
   "pipeline",
   "plan",
@@ -55,14 +57,17 @@ ENGINE = {
 LAW = {
   "__init__": {"version"},
   "augment": set(),
-  "bank": {"sharding"},
+  "bank": {"manual", "sharding"},
+  "blocks": PAPER | {"cutting", "partitions"},
   "buffer": set(),
   "checkpoint": set(),
   "choose": set(),
   "compiling": set(),
   "config": set(),
   "convolution": {"manual"},
+  "cutting": {"dealing"},
   "data": {"sharding", "sources"},
+  "dealing": {"manual"},
   "drawing": {"buffer", "choose", "exchange"},
   "exchange": {"choose", "manual"},
   "facts": ENGINE,
@@ -79,6 +84,8 @@ LAW = {
   "networks": {"layers", "sharding"},
   "objectives": {"networks", "sharding"},
   "optimizers": set(),
+  "parting": ENGINE,
+  "partitions": {"bank", "heads", "objectives"},
   "phases": ENGINE,
   "pipeline": {"sharding"},
   "plan": {"pipeline", "recipe", "streams"},
@@ -95,7 +102,7 @@ LAW = {
   "sharding": set(),
   "sources": set(),
   "streams": {"sharding"},
-  "subnets": PAPER,
+  "subnets": PAPER | {"cutting", "partitions"},
   "trainer": ENGINE,
   "transforms": set(),
   "validation": {"config"},
@@ -179,7 +186,7 @@ def test_import_law(module):
 
 
 def test_law_holds_what_the_design_says():
-  papers = {"rehearsal", "local", "layer_parallel", "subnets"}
+  papers = {"rehearsal", "local", "layer_parallel", "subnets", "blocks"}
   assert not any(LAW[module] & papers for module in LAW)
   for module in "metrics", "plots", "config", "checkpoint":
     assert LAW[module] == set()

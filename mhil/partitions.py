@@ -1,0 +1,247 @@
+"""The partition seam: a branch falls into parts that are trained apart.
+
+A part is a branch of its own: it takes its own samples and its own steps. Now
+and then the parts exchange what they have learnt and are cut anew. Parts lie
+over the mesh's `subnet` axis, and the bank's leaves are `[l, h, n, ...]`. A
+test sees the whole branch, merged from its parts.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from mhil import bank as bank_lib
+from mhil import heads, objectives
+from mhil.bank import Bank
+
+P = jax.P
+Tree = Any
+Index = dict[str, Any]
+
+
+class Apart(NamedTuple):
+  """What parts need besides their weights.
+
+  Attributes:
+    index: `{units: [n, m]}`, the units that each part holds; of every head
+      alike, on each device.
+    rest: `{name: [l, h, n, ...]}`, what no part trains in this round; each
+      device keeps an n-th of it.
+  """
+
+  index: Any
+  rest: Any
+
+
+class Partition(NamedTuple):
+  """A way to train a branch in parts; the functions see one head.
+
+  Attributes:
+    name: for messages and tables.
+    parts: n, the size of the mesh's `subnet` axis.
+    every: steps between two exchanges; 0 for none.
+    layout: of the bank.
+    units: `{name: number}` of units that are dealt to the parts.
+    lift: `objective -> objective` that starts and trains the part of this
+      device and tests the whole branch; in `shard_map`.
+    leave: `(objective, optimizer) -> (key -> rest)` of this device, in
+      `shard_map`, while every part holds its units in order.
+    exchange: `(trees, rest, old index, new index) -> (trees, rest)` of this
+      device, in `shard_map`; all traffic over `subnet` is here.
+    merge: `objective -> ((trees [n, ...], rest [n, ...], index) -> trees)` of
+      the branch.
+    renew: draw other units for each round.
+    deal: the optimiser's state moves with the weights, or is reset.
+    traffic: `(trees, rest) -> bytes`, by the formula, that an exchange gives a
+      device: the results of its collectives.
+  """
+
+  name: str
+  parts: int
+  every: int
+  layout: bank_lib.Layout
+  units: dict[str, int]
+  lift: Callable[[objectives.Objective], objectives.Objective]
+  leave: Callable[..., Callable[[jax.Array], Tree]]
+  exchange: Callable[..., tuple[Tree, Tree]]
+  merge: Callable[[objectives.Objective], Callable[..., Tree]]
+  renew: bool = True
+  deal: bool = False
+  traffic: Callable[..., int] = lambda trees, rest: 0
+
+
+# A branch in one piece, `bank.WHOLE`.
+NONE = Partition(
+  "none",
+  1,
+  0,
+  bank_lib.WHOLE,
+  {},
+  lambda objective: objective,
+  lambda objective, optimizer: lambda key: {},
+  lambda trees, rest, old, new: (trees, rest),
+  lambda objective: lambda trees, rest, index: trees,
+)
+
+
+def spec(partition: Partition) -> Tree:
+  """How `Apart` lies on the mesh."""
+  return () if partition is NONE else Apart(P(), partition.layout.spec)
+
+
+def trees(bank: Bank, deal: bool) -> dict[str, Tree]:
+  """What is dealt of a bank or of one of its heads."""
+  held = {"params": bank.params, "stats": bank.stats}
+  return held | ({"opt": bank.opt} if deal else {})
+
+
+def fresh(
+  partition: Partition,
+  objective: objectives.Objective,
+  optimizer: optax.GradientTransformation,
+  count: int,
+  mesh: Mesh,
+) -> Callable[[jax.Array], tuple[Bank, Any]]:
+  """`key -> (bank, apart)` of `count` fresh heads; to be jitted.
+
+  Args:
+    partition: how they are cut.
+    objective: of whole branches.
+    optimizer: of unit learning rate.
+    count: number of heads.
+    mesh: where they lie.
+  """
+  lifted = partition.lift(objective)
+  bank = heads.initializer(lifted, optimizer, count, mesh, partition.layout)
+  if partition is NONE:
+    return lambda key: (bank(key), ())
+  leave = partition.leave(objective, optimizer)
+  rest = heads.born(leave, count, mesh, partition.layout)
+  first = exchange(partition, optimizer, mesh, renew=True)
+
+  def make(key):
+    # Parts in order, then dealt as in any round.
+    n = partition.parts
+    index = {
+      name: jnp.arange(units, dtype=jnp.int32).reshape(n, -1)
+      for name, units in partition.units.items()
+    }
+    return first(bank(key), Apart(index, rest(key)), jax.random.fold_in(key, 1))
+
+  return make
+
+
+def exchange(
+  partition: Partition,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  renew: bool,
+) -> Callable[..., tuple[Bank, Apart]]:
+  """`(bank, apart, key) -> (bank, apart)` of the next round; to be jitted."""
+  layout, deal = partition.layout, partition.deal
+
+  def local(bank, apart, key):
+    new = draw(key, apart.index) if renew else apart.index
+
+    def one(bank, rest):
+      held, rest = partition.exchange(trees(bank, deal), rest, apart.index, new)
+      opt = held["opt"] if deal else optimizer.init(held["params"])
+      return bank._replace(**held | {"opt": opt}), rest
+
+    rows = jax.tree.map(lambda x: x[:, 0], layout.enter((bank, apart.rest)))
+    out = jax.tree.map(lambda x: x[:, None], jax.vmap(one)(*rows))
+    bank, rest = layout.leave(out)
+    return bank, Apart(new, rest)
+
+  specs = layout.spec, spec(partition)
+  return jax.shard_map(
+    local, mesh=mesh, in_specs=(*specs, P()), out_specs=specs
+  )
+
+
+def draw(key: jax.Array, index: Index) -> Index:
+  """Other units for every part: a uniform permutation, cut into n.
+
+  In a part the order of units means nothing, so it is theirs in the branch:
+  with one part the branch stays as it is.
+  """
+  new = {}
+  for i, (name, table) in enumerate(sorted(index.items())):
+    order = jax.random.permutation(jax.random.fold_in(key, i), table.size)
+    new[name] = jnp.sort(order.astype(jnp.int32).reshape(table.shape), axis=1)
+  return new
+
+
+def whole(
+  partition: Partition, objective: objectives.Objective, mesh: Mesh
+) -> Callable[..., Bank]:
+  """`(bank, apart) -> bank` of whole branches, `bank.WHOLE`; to be jitted.
+
+  Every device of a head gets all of it, as a test needs. Optimiser and side
+  state are left out.
+  """
+  where = NamedSharding(mesh, bank_lib.SPEC)
+
+  join = partition.merge(objective)
+
+  def one(bank, rest, index):
+    held = join(trees(bank, False), rest, index)
+    loss, bad = bank.loss.mean(0), bank.bad_step.max(0)
+    return Bank(held["params"], held["stats"], (), (), loss, bad)
+
+  def local(bank, rest, index):
+    rows = jax.tree.map(lambda x: x[:, 0], (bank, rest))
+    out = jax.vmap(one, (0, 0, None))(*rows, index)
+    return bank_lib.WHOLE.leave(jax.tree.map(lambda x: x[:, None], out))
+
+  spread = jax.shard_map(
+    local,
+    mesh=mesh,
+    in_specs=(bank_lib.SPEC, bank_lib.SPEC, P()),
+    out_specs=bank_lib.SPEC,
+  )
+
+  def merge(bank, apart):
+    if partition is NONE:
+      return bank
+    held = bank._replace(opt=(), side=()), apart.rest
+    return spread(*jax.reshard(held, where), apart.index)
+
+  return merge
+
+
+def renewed(apart: Any) -> Any:
+  """`apart` as a new task finds it: no old optimiser state."""
+  if not apart:
+    return apart
+  rest = {
+    name: jnp.zeros_like(x) if name.startswith("opt") else x
+    for name, x in apart.rest.items()
+  }
+  return apart._replace(rest=rest)
+
+
+def coverage(partition: Partition, indices: list[Index]) -> float:
+  """Share of pairs of units, of neighbouring layers, that have met in a part.
+
+  A weight between two units is trained only in rounds in which one part holds
+  both. 1 for branches whose units are not wired to each other in pairs.
+
+  Args:
+    partition: how the branch is cut.
+    indices: the tables of the rounds so far.
+  """
+  met, pairs = 0, 0
+  for before, after in zip(names := list(partition.units), names[1:]):
+    shape = partition.units[before], partition.units[after]
+    seen = np.zeros(shape, bool)
+    for index in indices:
+      for rows, columns in zip(index[before], index[after]):
+        seen[np.ix_(rows, columns)] = True
+    met, pairs = met + int(seen.sum()), pairs + seen.size
+  return met / pairs if pairs else 1.0
