@@ -147,21 +147,20 @@ def exchange(
 
   Returns:
     The same for the next round. Collectives over `subnet`: an all-reduce of
-    shared leaves; an all-to-all of each owned one, and two of each crossed
-    one. Where the index stays, only the first.
+    shared leaves; an all-to-all for each kind of units, of all that they own;
+    two for each crossed leaf. Where the index stays, only the first.
   """
   ways = {} if new is old else {u: dealing.route(old[u], new[u]) for u in new}
-  order, then, rest = home(cut), {}, dict(rest)
+  order, then, rest = home(cut), dict(held), dict(rest)
+  owned: dict[str, list[str]] = {}
   for name, x in held.items():
     axes, kind = cut.axes(name), _kind(cut, name)
     if kind == 0:
       then[name] = _average(x)
     elif new is old:
-      then[name] = x
+      continue
     elif kind == 1:
-      ((axis, units),) = ((a, u) for a, u in enumerate(axes) if u)
-      moved = dealing.move(jnp.moveaxis(x, axis, 0), ways[units])
-      then[name] = jnp.moveaxis(moved, 0, axis)
+      owned.setdefault(next(u for u in axes if u), []).append(name)
     else:
       before, after = axes
       assert before and after
@@ -170,7 +169,23 @@ def exchange(
       whole = _write(rest[name], x, back, old[before])
       then[name] = _read(whole, away, new[before])
       rest[name] = whole
+  for units, names in owned.items():
+    axis = {name: cut.axes(name).index(units) for name in names}
+    leaves = [jnp.moveaxis(held[name], axis[name], 0) for name in names]
+    for name, x in zip(names, _move(leaves, ways[units])):
+      then[name] = jnp.moveaxis(x, 0, axis[name])
   return then, rest
+
+
+def _move(leaves, way):
+  """Units with all that is theirs, `[m, ...]` each, in one all-to-all."""
+  rows = [x.reshape(x.shape[0], -1) for x in leaves]
+  moved = dealing.move(jnp.concatenate(rows, axis=1), way)
+  ends = np.cumsum([x.shape[1] for x in rows])[:-1]
+  return [
+    new.reshape(x.shape)
+    for x, new in zip(leaves, jnp.split(moved, ends, axis=1))
+  ]
 
 
 def _write(whole, block, back, before):

@@ -1,9 +1,12 @@
 """Parts of a branch in a run: when they exchange, how a test sees them."""
 
+from typing import Any
+
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
-from mhil import partitions, programs, scoring, sharding
+from mhil import partitions, scoring, sharding
 from mhil import run as run_lib
 
 P = jax.P
@@ -11,43 +14,59 @@ P = jax.P
 SETTLING = 1024
 
 
-def attach(run: run_lib.Run, state: programs.State) -> run_lib.Run:
+def attach(run: run_lib.Run) -> run_lib.Run:
   """The run with its partition's programs, compiled."""
-  run = run._replace(whole=merging(run))
   partition = run.partition
-  if not partition.every:
-    return run
-  program = partitions.exchange(
-    partition, run.recipe.optimizer, run.mesh, partition.renew
-  )
-  keyed = jax.jit(
-    lambda bank, apart, root, step: program(
-      bank, apart, jax.random.fold_in(root, step)
-    ),
-    donate_argnums=(0, 1),
-  )
+  if partition is partitions.NONE:
+    return run._replace(whole=merging(run))
   # Apart from the keys of steps and of the start.
   root = jax.random.fold_in(jax.random.key(run.seed), 2**32 - 2)
-  root = sharding.replicated(root, run.mesh)
-  zero = run_lib.scalar(0, run.mesh)
-  compiled = keyed.lower(state.bank, state.apart, root, zero).compile()
-  exchanged = tuple(sharding.collectives(compiled, run.mesh))
-  simulated = run.mesh.devices.flat[0].platform == "cpu"
+  like = jax.eval_shape(run.fresh, root)
+  deal, exchanged = _compiled(run, like, renew=bool(partition.units))
+  again = deal
+  if partition.units and not partition.renew:
+    again, exchanged = _compiled(run, like, renew=False)
   ends = {phase.steps.stop for phase in run.phases}
+  ordered = run.fresh
+
+  def fresh(key):
+    return deal(*ordered(key), jax.random.fold_in(key, 1))
 
   def exchange(state, done):
     # The round at a phase's end may be short; it is merged like any other.
-    if done % partition.every and done not in ends:
+    if not partition.every or (done % partition.every and done not in ends):
       return state
-    if simulated:  # see `Run.one_at_a_time`
-      jax.block_until_ready(state)
-    step = run_lib.scalar(done, run.mesh)
-    bank, apart = compiled(state.bank, state.apart, root, step)
-    if simulated:
-      jax.block_until_ready(bank)
+    key = jax.random.fold_in(root, done)
+    bank, apart = again(state.bank, state.apart, key)
     return state._replace(bank=bank, apart=apart)
 
-  return run._replace(exchange=exchange, exchanged=exchanged)
+  return run._replace(
+    fresh=fresh,
+    exchange=exchange,
+    whole=merging(run),
+    exchanged=exchanged if partition.every else (),
+  )
+
+
+def _compiled(run: run_lib.Run, like: Any, renew: bool) -> tuple[Any, Any]:
+  """An exchange, `(bank, apart, key) -> (bank, apart)`, and its traffic."""
+  whole = NamedSharding(run.mesh, P())
+  kind = jax.random.key(0).dtype
+  key = jax.ShapeDtypeStruct((), kind, sharding=whole)
+  program = jax.jit(
+    partitions.exchange(run.partition, run.recipe.optimizer, run.mesh, renew),
+    donate_argnums=(0, 1),
+  )
+  compiled = program.lower(*like, key).compile()
+  simulated = run.mesh.devices.flat[0].platform == "cpu"
+
+  def exchange(bank, apart, key):
+    if simulated:  # see `Run.one_at_a_time`
+      jax.block_until_ready((bank, apart))
+    out = compiled(bank, apart, sharding.replicated(key, run.mesh))
+    return jax.block_until_ready(out) if simulated else out
+
+  return exchange, tuple(sharding.collectives(compiled, run.mesh))
 
 
 def merging(run: run_lib.Run):

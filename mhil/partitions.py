@@ -107,7 +107,9 @@ def fresh(
   count: int,
   mesh: Mesh,
 ) -> Callable[[jax.Array], tuple[Bank, Any]]:
-  """`key -> (bank, apart)` of `count` fresh heads; to be jitted.
+  """`key -> (bank, apart)` of `count` fresh heads, to be jitted.
+
+  Parts hold their units in order, until a first exchange deals them.
 
   Args:
     partition: how they are cut.
@@ -122,16 +124,14 @@ def fresh(
     return lambda key: (bank(key), ())
   leave = partition.leave(objective, optimizer)
   rest = heads.born(leave, count, mesh, partition.layout)
-  first = exchange(partition, optimizer, mesh, renew=True)
 
   def make(key):
-    # Parts in order, then dealt as in any round.
     n = partition.parts
     index = {
       name: jnp.arange(units, dtype=jnp.int32).reshape(n, -1)
       for name, units in partition.units.items()
     }
-    return first(bank(key), Apart(index, rest(key)), jax.random.fold_in(key, 1))
+    return bank(key), Apart(index, rest(key))
 
   return make
 

@@ -70,8 +70,8 @@ def build(
     partition,
   )
   feed = phases.open_phase(run, run.phases[0])
+  run = parting.attach(run)
   state = start(run)
-  run = parting.attach(run, state)
   step = programs.train_step(
     mesh,
     dataset,

@@ -152,7 +152,9 @@ def partition(
     merge=merge,
     renew=renew and bool(cut.units),
     deal=deal,
-    traffic=lambda trees, rest: cutting.traffic(cut, cut.flat(trees)),
+    traffic=lambda trees, rest: cutting.traffic(
+      cut, jax.eval_shape(cut.flat, trees)
+    ),
   )
 
 
