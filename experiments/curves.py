@@ -39,9 +39,7 @@ TESTS = 12
 COLUMNS = ("step", "samples", "bytes", "flops", "accuracy", "coverage")
 
 
-def define_flags() -> None:
-  """Defines the flags; only for the program."""
-  flags.DEFINE_string("only", "", "Rows whose label holds this text.")
+ONLY = "Rows whose label holds this text."
 
 
 class Cost(NamedTuple):
@@ -297,5 +295,5 @@ def lines_of(runs: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-  define_flags()
+  flags.DEFINE_string("only", "", ONLY)
   cli.run(main)

@@ -31,7 +31,7 @@ from jax.sharding import Mesh
 
 from mhil import bank as bank_lib
 from mhil import losses, manual, objectives
-from mhil.bank import Bank, Task
+from mhil.bank import SPEC, Bank, Task
 
 P = jax.P
 Tree = Any
@@ -43,36 +43,24 @@ def initializer(
   optimizer: optax.GradientTransformation,
   heads: int,
   mesh: Mesh,
-  layout: bank_lib.Layout = bank_lib.WHOLE,
 ) -> Callable[[jax.Array], Bank]:
   """`key -> Bank` of `heads` fresh heads, born on their devices; to be jitted.
 
   Head `i` depends on `fold_in(key, i)` alone, not on the mesh.
   """
+  l, h = bank_lib.rows(heads, mesh)
 
   def one(key):
     params, stats, side = objective.init(key)
     blank = jnp.zeros(()), jnp.full((), -1, jnp.int32)
     return Bank(params, stats, optimizer.init(params), side, *blank)
 
-  return born(one, heads, mesh, layout)
-
-
-def born(
-  one: Callable[[jax.Array], Tree],
-  heads: int,
-  mesh: Mesh,
-  layout: bank_lib.Layout = bank_lib.WHOLE,
-) -> Callable[[jax.Array], Tree]:
-  """`key -> tree` of what `one` makes of each head's key; to be jitted."""
-  l, h = bank_lib.rows(heads, mesh)
-
   def local(key):
     index = jnp.arange(l) * h + lax.axis_index("head")
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-    return layout.leave(_rows(lax.map(one, keys)))
+    return _rows(lax.map(one, keys))
 
-  return jax.shard_map(local, mesh=mesh, in_specs=P(), out_specs=layout.spec)
+  return jax.shard_map(local, mesh=mesh, in_specs=P(), out_specs=SPEC)
 
 
 def each(

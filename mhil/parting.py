@@ -21,7 +21,7 @@ def attach(run: run_lib.Run) -> run_lib.Run:
     return run._replace(whole=merging(run))
   # Apart from the keys of steps and of the start.
   root = jax.random.fold_in(jax.random.key(run.seed), 2**32 - 2)
-  like = jax.eval_shape(run.fresh, root)
+  like = run.fresh(root)
   deal, exchanged = _compiled(run, like, renew=bool(partition.units))
   again = deal
   if partition.units and not partition.renew:

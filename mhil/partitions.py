@@ -47,10 +47,10 @@ class Partition(NamedTuple):
     every: steps between two exchanges; 0 for none.
     layout: of the bank.
     units: `{name: number}` of units that are dealt to the parts.
-    lift: `objective -> objective` that starts and trains the part of this
-      device and tests the whole branch; in `shard_map`.
-    leave: `(objective, optimizer) -> (key -> rest)` of this device, in
-      `shard_map`, while every part holds its units in order.
+    lift: `objective -> objective` that trains the part of this device and
+      tests the whole branch; in `shard_map`.
+    split: `(objective, optimizer) -> (key -> (trees, side, rest))`, all parts
+      `[n, ...]` of a fresh branch, each with its units in order.
     exchange: `(trees, rest, old index, new index) -> (trees, rest)` of this
       device, in `shard_map`; all traffic over `subnet` is here.
     merge: `objective -> ((trees [n, ...], rest [n, ...], index) -> trees)` of
@@ -67,7 +67,7 @@ class Partition(NamedTuple):
   layout: bank_lib.Layout
   units: dict[str, int]
   lift: Callable[[objectives.Objective], objectives.Objective]
-  leave: Callable[..., Callable[[jax.Array], Tree]]
+  split: Callable[..., Callable[[jax.Array], tuple[Tree, Tree, Tree]]]
   exchange: Callable[..., tuple[Tree, Tree]]
   merge: Callable[[objectives.Objective], Callable[..., Tree]]
   renew: bool = True
@@ -83,7 +83,7 @@ NONE = Partition(
   bank_lib.WHOLE,
   {},
   lambda objective: objective,
-  lambda objective, optimizer: lambda key: {},
+  lambda objective, optimizer: lambda key: ({}, {}, {}),
   lambda trees, rest, old, new: (trees, rest),
   lambda objective: lambda trees, rest, index: trees,
 )
@@ -107,9 +107,11 @@ def fresh(
   count: int,
   mesh: Mesh,
 ) -> Callable[[jax.Array], tuple[Bank, Any]]:
-  """`key -> (bank, apart)` of `count` fresh heads, to be jitted.
+  """`key -> (bank, apart)` of `count` fresh heads, as `heads.initializer`'s.
 
-  Parts hold their units in order, until a first exchange deals them.
+  A branch is drawn on the host and each device gets its part, for no device
+  may have room for all. Parts hold their units in order, until a first
+  exchange deals them.
 
   Args:
     partition: how they are cut.
@@ -118,20 +120,33 @@ def fresh(
     count: number of heads.
     mesh: where they lie.
   """
-  lifted = partition.lift(objective)
-  bank = heads.initializer(lifted, optimizer, count, mesh, partition.layout)
   if partition is NONE:
-    return lambda key: (bank(key), ())
-  leave = partition.leave(objective, optimizer)
-  rest = heads.born(leave, count, mesh, partition.layout)
+    whole = jax.jit(heads.initializer(objective, optimizer, count, mesh))
+    return lambda key: (whole(key), ())
+  l, h = bank_lib.rows(count, mesh)
+  n, layout = partition.parts, partition.layout
+  host = jax.local_devices(backend="cpu")[0]
+  split = jax.jit(partition.split(objective, optimizer))
+  opened = jax.jit(heads.each(optimizer.init, mesh, layout))
+
+  def place(tree):
+    return jax.device_put(tree, NamedSharding(mesh, layout.spec))
 
   def make(key):
-    n = partition.parts
+    key = jax.device_put(key, host)
+    rows = [split(jax.random.fold_in(key, i)) for i in range(l * h)]
+    trees, side, rest = jax.tree.map(
+      lambda *x: place(np.stack(x).reshape(l, h, *x[0].shape)), *rows
+    )
     index = {
-      name: jnp.arange(units, dtype=jnp.int32).reshape(n, -1)
+      name: np.arange(units, dtype=np.int32).reshape(n, -1)
       for name, units in partition.units.items()
     }
-    return bank(key), Apart(index, rest(key))
+    params, blank = trees["params"], np.zeros((l, h, n), np.float32)
+    bad = np.full((l, h, n), -1, np.int32)
+    state = params, trees["stats"], opened(params), side
+    apart = Apart(jax.device_put(index, NamedSharding(mesh, P())), rest)
+    return Bank(*state, place(blank), place(bad)), apart
 
   return make
 

@@ -58,10 +58,8 @@ def build(
     lambda state, done: state,
     lambda state, rows: state.bank,
     None,
-    jax.jit(
-      partitions.fresh(
-        partition, objective, recipe.optimizer, len(stream.tasks), mesh
-      )
+    partitions.fresh(
+      partition, objective, recipe.optimizer, len(stream.tasks), mesh
     ),
     jax.jit(heads.each(recipe.optimizer.init, mesh, partition.layout)),
     jax.jit(scoring.head_features(mesh, dataset, objective)),

@@ -29,10 +29,12 @@ averaged every J steps, and `data_parallel`, whose copies average gradients in
 each step. `blocks` cuts residual networks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 from mhil import bank as bank_lib
@@ -113,18 +115,14 @@ def partition(
   average = method == "data_parallel"
 
   def lift(objective):
-    return _lift(objective, part, cut, average)
+    def step(*arguments):
+      out = part.step(*arguments)
+      if average:
+        grads, stats = lax.pmean((out.grads, out.stats), "subnet")
+        out = out._replace(grads=grads, stats=stats)
+      return jax.tree.map(lambda x: manual.vary(x, "subnet"), out)
 
-  def leave(objective, optimizer):
-    def rest(key):
-      params, stats, _ = objective.init(key)
-      trees = {"params": params, "stats": stats}
-      trees |= {"opt": optimizer.init(params)} if deal else {}
-      whole = cut.flat(trees)
-      me = lax.axis_index("subnet")
-      return {k: x[me] for k, x in cutting.left_behind(cut, whole).items()}
-
-    return rest
+    return objective._replace(name=part.name, step=step)
 
   def exchange(trees, rest, old, new):
     held, rest = cutting.exchange(cut, cut.flat(trees), rest, old, new)
@@ -147,7 +145,9 @@ def partition(
     layout=bank_lib.PARTS,
     units=cut.units,
     lift=lift,
-    leave=leave,
+    split=lambda objective, optimizer: _split(
+      cut, objective, part, optimizer if deal else None
+    ),
     exchange=exchange,
     merge=merge,
     renew=renew and bool(cut.units),
@@ -158,34 +158,40 @@ def partition(
   )
 
 
-def _lift(
-  objective: Objective, part: Objective, cut: Cut, average: bool
-) -> Objective:
-  """Starts and trains this device's part; tests the whole branch."""
+def _split(
+  cut: Cut,
+  whole: Objective,
+  part: Objective,
+  optimizer: optax.GradientTransformation | None,
+) -> Callable[[jax.Array], tuple[Any, Any, Any]]:
+  """`key -> (trees, side, rest)` of all parts of a fresh branch, `[n, ...]`."""
 
-  def init(key):
-    params, stats, side = objective.init(key)
+  def split(key):
+    params, stats, side = whole.init(key)
     if cut.units and jax.tree.leaves(side):
       raise ValueError(
-        f"objective={objective.name} has a state of its own that "
+        f"objective={whole.name} has a state of its own that "
         f"mesh.subnet={cut.parts} cannot cut; use end-to-end training"
       )
+    flat = cut.flat({"params": params, "stats": stats})
     form = jax.eval_shape(part.init, key)
-    me = lax.axis_index("subnet")
-    mine = {u: jnp.asarray(t)[me] for u, t in cutting.home(cut).items()}
-    whole = cut.flat({"params": params, "stats": stats})
     like = {"params": form[0], "stats": form[1]}
-    held = cut.grow(cutting.take(cut, whole, mine), like)
-    return held["params"], held["stats"], side
+    parts = [
+      cut.grow(
+        cutting.take(
+          cut, flat, {u: t[i] for u, t in cutting.home(cut).items()}
+        ),
+        like,
+      )
+      for i in range(cut.parts)
+    ]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *parts)
+    side = jax.tree.map(lambda x: jnp.stack([x] * cut.parts), side)
+    if optimizer:
+      flat |= cut.flat({"opt": optimizer.init(params)})
+    return stacked, side, cutting.left_behind(cut, flat)
 
-  def step(*arguments):
-    out = part.step(*arguments)
-    if average:
-      grads, stats = lax.pmean((out.grads, out.stats), "subnet")
-      out = out._replace(grads=grads, stats=stats)
-    return jax.tree.map(lambda x: manual.vary(x, "subnet"), out)
-
-  return objective._replace(name=part.name, init=init, step=step)
+  return split
 
 
 def tested(

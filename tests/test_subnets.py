@@ -477,4 +477,5 @@ class TestBadInput:
     odd = objective._replace(
       init=lambda key: (*objective.init(key)[:2], {"x": jnp.zeros(3)})
     )
-    self.refused("mesh.subnet=2", partition.lift(odd).init, jax.random.key(0))
+    split = partition.split(odd, optimizers.sgd())
+    self.refused("mesh.subnet=2", split, jax.random.key(0))
