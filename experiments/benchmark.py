@@ -23,18 +23,20 @@ from experiments import (
   bench_pipeline,
   bench_rehearsal,
   bench_resnet,
+  bench_subnets,
   cli,
   measure,
   workdir,
 )
 from mhil import facts, sharding
 
-# Later: memory, stages, subnets.
+# Later: memory, stages.
 SUITES = {
   "heads": bench_heads.SUITE,
   "pipeline": bench_pipeline.SUITE,
   "rehearsal": bench_rehearsal.SUITE,
   "resnet": bench_resnet.SUITE,
+  "subnets": bench_subnets.SUITE,
 }
 
 

@@ -20,6 +20,7 @@ class Row(NamedTuple):
 
 CE = {"loss.name": "ce"}
 OFF = {"loss.correction": "off"}
+MOMENTUM = {"optimizer.momentum": 0.9, "optimizer.learning_rate": 0.02}
 
 
 def _learned(config: str) -> Row:
@@ -107,7 +108,12 @@ SUITES: dict[str, list[Row]] = {
   "fashion_5x2": [*_losses("fashion_5x2"), _control("fashion_5x2")],
   "subnets_digits": [
     *(row for n in (2, 4, 8) for row in _subnets("subnets_digits", 32, n)),
-    Row("n=4 IST, state dealt", "subnets_digits", {"subnets.state": "deal"}),
+    Row("n=4 IST, momentum, reset", "subnets_digits", MOMENTUM),
+    Row(
+      "n=4 IST, momentum, dealt",
+      "subnets_digits",
+      MOMENTUM | {"subnets.state": "deal"},
+    ),
     Row(
       "n=4 IST, learning rate 0 (control)",
       "subnets_digits",

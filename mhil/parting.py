@@ -50,14 +50,7 @@ def attach(run: run_lib.Run) -> run_lib.Run:
 
 def _compiled(run: run_lib.Run, like: Any, renew: bool) -> tuple[Any, Any]:
   """An exchange, `(bank, apart, key) -> (bank, apart)`, and its traffic."""
-  whole = NamedSharding(run.mesh, P())
-  kind = jax.random.key(0).dtype
-  key = jax.ShapeDtypeStruct((), kind, sharding=whole)
-  program = jax.jit(
-    partitions.exchange(run.partition, run.recipe.optimizer, run.mesh, renew),
-    donate_argnums=(0, 1),
-  )
-  compiled = program.lower(*like, key).compile()
+  compiled = _program(run, like, renew)
   simulated = run.mesh.devices.flat[0].platform == "cpu"
 
   def exchange(bank, apart, key):
@@ -67,6 +60,24 @@ def _compiled(run: run_lib.Run, like: Any, renew: bool) -> tuple[Any, Any]:
     return jax.block_until_ready(out) if simulated else out
 
   return exchange, tuple(sharding.collectives(compiled, run.mesh))
+
+
+def _program(run: run_lib.Run, like: Any, renew: bool) -> Any:
+  kind, whole = jax.random.key(0).dtype, NamedSharding(run.mesh, P())
+  key = jax.ShapeDtypeStruct((), kind, sharding=whole)
+  parts = run.partition, run.recipe.optimizer, run.mesh, renew
+  program = jax.jit(partitions.exchange(*parts), donate_argnums=(0, 1))
+  return program.lower(*like, key).compile()
+
+
+def memory(run: run_lib.Run) -> int:
+  """Bytes that an exchange takes on a device, arguments and temporary."""
+  if run.partition is partitions.NONE:
+    return 0
+  state = run_lib.start(run)
+  like = state.bank, state.apart
+  usage = _program(run, like, run.partition.renew).memory_analysis()
+  return usage.argument_size_in_bytes + usage.temp_size_in_bytes
 
 
 def merging(run: run_lib.Run):
