@@ -21,7 +21,8 @@ def get_config() -> config.Config:
       name="resnet", widths=(8, 8, 16, 32), blocks=(3, 5, 3), norm="batch"
     ),
     subnets=config.Subnets(local_steps=10, statistics="collected"),
-    loss=config.Loss(name="ce"),
+    # Of one head, plain cross-entropy.
+    loss=config.Loss(reference="none", correction="off"),
     memory=config.Memory(size=0),
     optimizer=config.Optimizer(name="sgd", learning_rate=0.05, momentum=0.0),
     train=config.Train(epochs=4, batch=64),

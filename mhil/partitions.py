@@ -47,8 +47,7 @@ class Partition(NamedTuple):
     every: steps between two exchanges; 0 for none.
     layout: of the bank.
     units: `{name: number}` of units that are dealt to the parts.
-    lift: `objective -> objective` that trains the part of this device and
-      tests the whole branch; in `shard_map`.
+    part: how a part learns, in `shard_map`; None where it is the branch.
     split: `(objective, optimizer) -> (key -> (trees, side, rest))`, all parts
       `[n, ...]` of a fresh branch, each with its units in order.
     exchange: `(trees, rest, old index, new index) -> (trees, rest)` of this
@@ -66,7 +65,7 @@ class Partition(NamedTuple):
   every: int
   layout: bank_lib.Layout
   units: dict[str, int]
-  lift: Callable[[objectives.Objective], objectives.Objective]
+  part: objectives.Objective | None
   split: Callable[..., Callable[[jax.Array], tuple[Tree, Tree, Tree]]]
   exchange: Callable[..., tuple[Tree, Tree]]
   merge: Callable[[objectives.Objective], Callable[..., Tree]]
@@ -82,7 +81,7 @@ NONE = Partition(
   0,
   bank_lib.WHOLE,
   {},
-  lambda objective: objective,
+  None,
   lambda objective, optimizer: lambda key: ({}, {}, {}),
   lambda trees, rest, old, new: (trees, rest),
   lambda objective: lambda trees, rest, index: trees,

@@ -73,7 +73,7 @@ def build(
   step = programs.train_step(
     mesh,
     dataset,
-    partition.lift(objective),
+    partition.part or objective,
     loss,
     recipe.optimizer,
     rate_of(recipe),

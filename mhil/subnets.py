@@ -114,15 +114,12 @@ def partition(
     )
   average = method == "data_parallel"
 
-  def lift(objective):
-    def step(*arguments):
-      out = part.step(*arguments)
-      if average:
-        grads, stats = lax.pmean((out.grads, out.stats), "subnet")
-        out = out._replace(grads=grads, stats=stats)
-      return jax.tree.map(lambda x: manual.vary(x, "subnet"), out)
-
-    return objective._replace(name=part.name, step=step)
+  def step(*arguments):
+    out = part.step(*arguments)
+    if average:
+      grads, stats = lax.pmean((out.grads, out.stats), "subnet")
+      out = out._replace(grads=grads, stats=stats)
+    return jax.tree.map(lambda x: manual.vary(x, "subnet"), out)
 
   def exchange(trees, rest, old, new):
     held, rest = cutting.exchange(cut, cut.flat(trees), rest, old, new)
@@ -144,7 +141,7 @@ def partition(
     every=0 if average else every,
     layout=bank_lib.PARTS,
     units=cut.units,
-    lift=lift,
+    part=part._replace(step=step),
     split=lambda objective, optimizer: _split(
       cut, objective, part, optimizer if deal else None
     ),
