@@ -137,6 +137,7 @@ def make_memory(
     policy=m.policy,
     selection=m.selection,
     scope=m.scope,
+    place=m.place,
   )
 
 

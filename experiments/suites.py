@@ -20,6 +20,8 @@ class Row(NamedTuple):
 
 CE = {"loss.name": "ce"}
 OFF = {"loss.correction": "off"}
+SCRATCH = CE | {"memory.size": -1, "train.from_scratch": True}
+RATE_0 = {"optimizer.learning_rate": 0.0}
 
 
 def _learned(config: str) -> Row:
@@ -39,9 +41,7 @@ def _fine_tuning(config: str) -> Row:
 
 
 def _control(config: str) -> Row:
-  return Row(
-    "D-CE, learning rate 0 (control)", config, {"optimizer.learning_rate": 0.0}
-  )
+  return Row("D-CE, learning rate 0 (control)", config, RATE_0)
 
 
 def _losses(config: str) -> list[Row]:
@@ -50,12 +50,35 @@ def _losses(config: str) -> list[Row]:
     Row("distributed CE", config, {"loss.name": "distributed_ce"}),
     _ce(config),
     _none(config),
-    Row(
-      "joint training (upper bound)",
-      config,
-      CE | {"memory.size": -1, "train.from_scratch": True},
-    ),
+    Row("joint training (upper bound)", config, SCRATCH),
     _fine_tuning(config),
+  ]
+
+
+def _rehearsal(config: str, rows: int) -> list[Row]:
+  """Sizes of the buffer, rows drawn, both scopes; bounds and a control.
+
+  Args:
+    config: with the largest buffer and the fewest rows drawn.
+    rows: of the training set.
+  """
+  two = {"mesh.data": 2, "memory.draws": 14}
+  return [
+    Row("from scratch (upper bound)", config, SCRATCH),
+    *(
+      Row(f"{p} %, r = 7", config, {"memory.size": p * rows // 100})
+      for p in (30, 20, 10, 5)
+    ),
+    *(Row(f"30 %, r = {r}", config, {"memory.draws": r}) for r in (14, 28, 56)),
+    Row("30 %, r = 14, two workers, global draws", config, two),
+    Row(
+      "30 %, r = 14, two workers, local draws",
+      config,
+      two | {"memory.scope": "local"},
+    ),
+    Row("D-CE without a buffer", config, {"memory.size": 0}),
+    Row("incremental (lower bound)", config, CE | OFF | {"memory.size": 0}),
+    Row("30 %, r = 7, learning rate 0 (control)", config, RATE_0),
   ]
 
 
@@ -74,6 +97,7 @@ SUITES: dict[str, list[Row]] = {
     _control("digits"),
   ],
   "fashion_5x2": [*_losses("fashion_5x2"), _control("fashion_5x2")],
+  "rehearsal_fashion_4": _rehearsal("rehearsal_fashion_4", 12_000),
   "cifar10_5x2": [
     make("cifar10_5x2") for make in (_learned, _ce, _none, _fine_tuning)
   ],

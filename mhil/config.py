@@ -92,6 +92,7 @@ class Memory:
   `reservoir`; `selection`: `stream`, what passes, or `herding`. A step draws
   `draws` rows and offers its samples, `candidates` of which replace a row of a
   full class. `scope`: `global`, or `local` to each device along `data`.
+  `place`: rows lie on the `device`, or in the memory of the `host`.
   """
 
   size: int = 100
@@ -100,6 +101,7 @@ class Memory:
   draws: int = 8
   candidates: int = 8
   scope: str = "global"
+  place: str = "device"
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)

@@ -17,6 +17,7 @@ CHOICES = {
   "memory.policy": ("balanced", "per_class", "reservoir"),
   "memory.selection": ("stream", "herding"),
   "memory.scope": ("global", "local"),
+  "memory.place": ("device", "host"),
   "train.train_heads": ("all", "readout", "new"),
 }
 KINDS: dict[type, str] = {
