@@ -11,11 +11,18 @@ class Row(NamedTuple):
     label: what the line says it is.
     config: name of a file in `configs/`.
     overrides: `{"group.field": value}`.
+    at: where the row lies in a figure, `{name of a number: its value}`; rows
+      that share a number are a curve.
+    curve: the name of that curve.
+    bound: drawn as a line that goes with every curve.
   """
 
   label: str
   config: str
   overrides: Mapping[str, Any] = {}
+  at: Mapping[str, float] = {}
+  curve: str = ""
+  bound: bool = False
 
 
 CE = {"loss.name": "ce"}
@@ -62,22 +69,35 @@ def _rehearsal(config: str, rows: int) -> list[Row]:
     config: with the largest buffer and the fewest rows drawn.
     rows: of the training set.
   """
+  share, drawn = "rows held, % of the training set", "rows drawn for a step, r"
   two = {"mesh.data": 2, "memory.draws": 14}
+  rest = CE | OFF | {"memory.size": 0}
   return [
-    Row("from scratch (upper bound)", config, SCRATCH),
+    Row("from scratch (upper bound)", config, SCRATCH, bound=True),
     *(
-      Row(f"{p} %, r = 7", config, {"memory.size": p * rows // 100})
+      Row(
+        f"{p} %, r = 7",
+        config,
+        {"memory.size": p * rows // 100},
+        {share: p} | ({drawn: 7} if p == 30 else {}),
+        "rehearsal",
+      )
       for p in (30, 20, 10, 5)
     ),
-    *(Row(f"30 %, r = {r}", config, {"memory.draws": r}) for r in (14, 28, 56)),
+    *(
+      Row(
+        f"30 %, r = {r}", config, {"memory.draws": r}, {drawn: r}, "rehearsal"
+      )
+      for r in (14, 28, 56)
+    ),
     Row("30 %, r = 14, two workers, global draws", config, two),
     Row(
       "30 %, r = 14, two workers, local draws",
       config,
       two | {"memory.scope": "local"},
     ),
-    Row("D-CE without a buffer", config, {"memory.size": 0}),
-    Row("incremental (lower bound)", config, CE | OFF | {"memory.size": 0}),
+    Row("D-CE without a buffer", config, {"memory.size": 0}, bound=True),
+    Row("incremental (lower bound)", config, rest, bound=True),
     Row("30 %, r = 7, learning rate 0 (control)", config, RATE_0),
   ]
 

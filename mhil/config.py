@@ -59,8 +59,8 @@ class Network:
   """The branch of one head.
 
   `mlp` (`widths`: hidden units), `convnet` (`widths`: features), `resnet20`,
-  `resnet32`, `resnet110`, `resnet18` (their own widths). `dtype` is that of
-  the computation; parameters stay float32.
+  `resnet32`, `resnet110`, `resnet18`, `resnet18_imagenet` (their own widths).
+  `dtype` is that of the computation; parameters stay float32.
   """
 
   name: str = "mlp"
@@ -108,9 +108,10 @@ class Memory:
 class Optimizer:
   """`adam` or `sgd`; the rate is `constant`, `cosine` or `steps`, each task.
 
-  `steps` multiplies by `factor` at `milestones`; they and `warm_up` are
-  epochs. `decay_norm`: weight decay acts on normalisation and biases too.
-  `clip` bounds the norm of one head's gradient, unless 0.
+  `steps` multiplies by `factor` at `milestones`, or leaves so many `percents`
+  of the rate from each on; milestones and `warm_up` are epochs. `decay_norm`:
+  weight decay acts on normalisation and biases too. `clip` bounds the norm
+  of one head's gradient, unless 0.
   """
 
   name: str = "adam"
@@ -122,6 +123,7 @@ class Optimizer:
   schedule: str = "constant"
   milestones: tuple[int, ...] = ()
   factor: float = 0.1
+  percents: tuple[int, ...] = ()
   warm_up: int = 0
 
 

@@ -2,6 +2,7 @@
 
 import os
 
+import jax
 from jax.sharding import Mesh
 
 from mhil.buffer import Layout
@@ -31,6 +32,11 @@ def check(
       raise ValueError(
         f"{field}={value!r} is not known; use {' or '.join(known)}"
       )
+  if place == "host" and jax.process_count() > 1:
+    raise ValueError(
+      "memory.place=host needs all workers in one process, of which there are "
+      f"{jax.process_count()}; use memory.place=device"
+    )
   if not 0 <= candidates <= batch:
     raise ValueError(
       f"memory.candidates={candidates} are not 0 to {batch}, the new samples "

@@ -4,7 +4,7 @@ from typing import Any
 
 from mhil import config as config_lib
 
-RESNETS = ("resnet20", "resnet32", "resnet110", "resnet18")
+RESNETS = ("resnet20", "resnet32", "resnet110", "resnet18", "resnet18_imagenet")
 CHOICES = {
   "network.name": ("mlp", "convnet", *RESNETS),
   "network.dtype": ("float32", "bfloat16"),

@@ -60,6 +60,7 @@ LAW = {
   "buffer": set(),
   "checkpoint": set(),
   "choose": set(),
+  "comparison": {"plots"},
   "compiling": set(),
   "config": set(),
   "convolution": {"manual"},

@@ -100,3 +100,11 @@ def test_bad_place():
     ValueError, match=r"memory\.place='disk' is not known; use"
   ):
     tiny.parts(memory=tiny.Memory(place="disk"))
+
+
+def test_rows_on_the_host_are_of_one_process(monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 4)
+  with pytest.raises(
+    ValueError, match=r"one process, of which there are 4; use"
+  ):
+    tiny.parts(memory=tiny.Memory(place="host"))
