@@ -122,7 +122,8 @@ def make_branch(
     return networks.mlp(math.prod(shape), outputs, network.widths, **how)
   if network.name == "convnet":
     return networks.convnet(shape, outputs, network.widths, **how)
-  if network.name == "resnet18":
+  if network.name.startswith("resnet18"):
+    how["stem"] = 7 if network.name == "resnet18_imagenet" else 3
     return networks.resnet18(outputs, channels=shape[-1], **how)
   depth: Any = network.blocks
   if network.name == "resnet":
@@ -197,6 +198,7 @@ def make_memory(
     policy=m.policy,
     selection=m.selection,
     scope=m.scope,
+    place=m.place,
   )
 
 
@@ -213,7 +215,8 @@ def make_optimizer(
   )
   base = float(o.learning_rate)
   if o.schedule == "steps":
-    rate = optimizers.steps(base, o.milestones, o.factor, epochs=epochs)
+    shares = [percent / 100 for percent in o.percents] or float(o.factor)
+    rate = optimizers.steps(base, o.milestones, shares, epochs=epochs)
   else:
     make = optimizers.cosine if o.schedule == "cosine" else optimizers.constant
     rate = make(base)

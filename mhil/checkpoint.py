@@ -133,8 +133,14 @@ class Checkpoints:
 
   def _check_finite(self, step: int, state: Any) -> None:
     # The loss of a step is taken before its update, which may be what fails.
-    finite = jax.tree.leaves(jax.device_get(_finite(state)))
-    for (path, leaf), good in zip(jax.tree.leaves_with_path(state), finite):
+    # What the host holds are samples, not results.
+    found = [
+      (path, leaf)
+      for path, leaf in jax.tree.leaves_with_path(state)
+      if isinstance(leaf, jax.Array)
+    ]
+    finite = jax.device_get(_finite([leaf for _, leaf in found]))
+    for (path, leaf), good in zip(found, finite):
       if not good:
         last = self.newest()
         where = "none was saved" if last is None else f"step {last}"
@@ -190,7 +196,9 @@ def _place(path: Any, leaf: jax.Array) -> str:
   return f"{name} of head {bad.argmax()}" if leaf.ndim > 1 else name
 
 
-def _abstract(like: jax.Array, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+def _abstract(like: Any, shape: tuple[int, ...]) -> Any:
+  if isinstance(like, np.ndarray):
+    return np.empty(shape, like.dtype)
   sharding = like.sharding
   if shape != like.shape:
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])

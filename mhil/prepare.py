@@ -1,6 +1,7 @@
 """Builds a run: checks its parts, places the data, compiles the programs."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +20,14 @@ from mhil import (
   plan,
   programs,
   scoring,
+  served,
   sharding,
   streams,
   transforms,
 )
 from mhil import data as data_lib
 from mhil.recipe import Recipe
-from mhil.run import Run, scalar, start
+from mhil.run import Run, scalar, shown, start
 
 
 def build(
@@ -89,7 +91,7 @@ def build(
     test_batch(mesh, recipe),
   )
   lowered = jax.jit(step, donate_argnums=0).lower(
-    state, inputs.batches(run, feed, 0), feed.task, given
+    shown(run, state), inputs.batches(run, feed, 0), feed.task, given
   )
   before = compiling.count()
   compiled = lowered.compile()
@@ -103,13 +105,22 @@ def build(
   counting = tallying.compile()
   after = compiling.count()
   return run._replace(
-    step=compiled,
+    step=_served(run, compiled),
     tally=counting,
     # Now, for a resumed run needs it first in the middle of the stream.
     reset=run.reset.lower(state.bank.params).compile(),
     compiles=(between - before, after - between),
     traffic=sharding.collectives(compiled, mesh),
   )
+
+
+def _served(run: Run, step: Any) -> Any:
+  """The step, with the host's part where it holds the memory's rows."""
+  if run.transform.hosted is None:
+    return step
+  images = run.dataset.train_images
+  serve = run.transform.hosted.server(lambda rows: np.asarray(images[rows]))
+  return served.Served(step, serve, run.mesh.shape["data"])
 
 
 def check(
