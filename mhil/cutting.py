@@ -40,6 +40,7 @@ class Cut(NamedTuple):
       that is not cut. The name is `outer|piece.layer.array`.
     flat: `trees -> {name: leaf}`.
     grow: `({name: leaf}, trees of the same form) -> trees`.
+    pairs: names of units that crossed leaves lie between.
   """
 
   parts: int
@@ -47,6 +48,7 @@ class Cut(NamedTuple):
   axes: Callable[[str], tuple[str | None, ...]]
   flat: Callable[[Tree], Flat]
   grow: Callable[[Flat, Tree], Tree]
+  pairs: tuple[tuple[str, str], ...] = ()
 
 
 def name_of(path: Any) -> str:

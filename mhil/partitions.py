@@ -56,8 +56,7 @@ class Partition(NamedTuple):
       the branch.
     renew: draw other units for each round.
     deal: the optimiser's state moves with the weights, or is reset.
-    traffic: `(trees, rest) -> bytes`, by the formula, that an exchange gives a
-      device: the results of its collectives.
+    pairs: names of units that are wired to each other.
   """
 
   name: str
@@ -71,7 +70,7 @@ class Partition(NamedTuple):
   merge: Callable[[objectives.Objective], Callable[..., Tree]]
   renew: bool = True
   deal: bool = False
-  traffic: Callable[..., int] = lambda trees, rest: 0
+  pairs: tuple[tuple[str, str], ...] = ()
 
 
 # A branch in one piece, `bank.WHOLE`.
@@ -241,17 +240,17 @@ def renewed(apart: Any) -> Any:
 
 
 def coverage(partition: Partition, indices: list[Index]) -> float:
-  """Share of pairs of units, of neighbouring layers, that have met in a part.
+  """Share of the weights between units that have ever been trained.
 
-  A weight between two units is trained only in rounds in which one part holds
-  both. 1 for branches whose units are not wired to each other in pairs.
+  Such a weight is trained only in rounds in which one part holds both of its
+  units. 1 for branches that have none.
 
   Args:
     partition: how the branch is cut.
     indices: the tables of the rounds so far.
   """
   met, pairs = 0, 0
-  for before, after in zip(names := list(partition.units), names[1:]):
+  for before, after in partition.pairs:
     shape = partition.units[before], partition.units[after]
     seen = np.zeros(shape, bool)
     for index in indices:

@@ -68,7 +68,7 @@ def neurons(hidden: Sequence[int], parts: int) -> Cut:
         f"use {max(1, round(width / parts)) * parts} in place of {width}"
       )
   units = {f"dense{i}": width for i, width in enumerate(hidden)}
-  before = {f"dense{i + 1}": f"dense{i}" for i in range(len(hidden))}
+  before = {f"dense{i + 1}": f"dense{i}" for i in range(len(hidden) - 1)}
   last = f"dense{len(hidden) - 1}"
 
   def axes(name):
@@ -81,7 +81,8 @@ def neurons(hidden: Sequence[int], parts: int) -> Cut:
       return before.get(piece), piece
     return (piece,)
 
-  return Cut(parts, units, axes, cutting.flatten, cutting.regrow)
+  pairs = tuple((first, second) for second, first in before.items())
+  return Cut(parts, units, axes, cutting.flatten, cutting.regrow, pairs)
 
 
 def partition(
@@ -149,9 +150,7 @@ def partition(
     merge=merge,
     renew=renew and bool(cut.units),
     deal=deal,
-    traffic=lambda trees, rest: cutting.traffic(
-      cut, jax.eval_shape(cut.flat, trees)
-    ),
+    pairs=cut.pairs,
   )
 
 
