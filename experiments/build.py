@@ -1,5 +1,6 @@
 """From a configuration to the library's parts; knows all the methods."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -18,7 +19,9 @@ from mhil import (
   optimizers,
   prepare,
   rehearsal,
+  relay,
   sharding,
+  stages,
   streams,
   transforms,
   validation,
@@ -61,7 +64,8 @@ def parts(config: config_lib.Config) -> Parts:
   stream = make_stream(config.stream, dataset.classes)
   mesh = make_mesh(config.mesh, len(stream.tasks))
   recipe = make_recipe(config)
-  transform = make_memory(config, mesh, dataset)
+  # The memory is where a step begins.
+  transform = make_memory(config, stages.meshes(mesh)[0], dataset)
   prepare.check(mesh, stream, dataset, recipe, transform.size)
   branch = make_branch(config.network, dataset, stream.head_width + 1)
   objective = make_objective(config, branch, dataset)
@@ -121,7 +125,13 @@ def make_objective(
   """How one branch learns."""
   if config.objective.name == "end_to_end":
     return objectives.end_to_end(branch)
-  return local.local(make_split(config.local, branch, dataset))
+  cut = make_split(config.local, branch, dataset)
+  objective, count = local.local(cut), config.mesh.stage
+  if count == 1:
+    return objective
+  parts = local.stages(cut, dataset.train_images.shape[1:], count)
+  spread = functools.partial(relay.spread, parts=parts)
+  return objective._replace(spread=spread)
 
 
 def make_split(
@@ -144,9 +154,11 @@ def make_split(
       f"local.cuts={o.cuts} is not inside {branch.name}; use numbers from 0 to "
       f"{len(trunk) - 1}, which stand for {', '.join(trunk)}"
     )
-  where = tuple(trunk[cut] for cut in o.cuts) or cuts.published(
-    branch.name, o.modules, o.lists == "balanced"
-  )
+  where = tuple(trunk[cut] for cut in o.cuts)
+  if not where and o.lists == "measured":
+    where = cuts.measured(branch, shape, o.modules)
+  elif not where:
+    where = cuts.published(branch.name, o.modules, o.lists == "balanced")
   return modules.split(branch, shape, where, method)
 
 

@@ -58,9 +58,9 @@ class Stream:
 class Network:
   """The branch of one head.
 
-  `mlp` (`widths`: hidden units), `convnet` (`widths`: features), `resnet20`,
-  `resnet32`, `resnet110`, `resnet18` (their own widths). `dtype` is that of
-  the computation; parameters stay float32.
+  `mlp` (`widths`: hidden units), `convnet` (`widths`: features), `resnet14`,
+  `resnet20`, `resnet32`, `resnet110`, `resnet18` (their own widths). `dtype`
+  is that of the computation; parameters stay float32.
   """
 
   name: str = "mlp"
@@ -80,8 +80,9 @@ class Objective:
 class Local:
   """Gradient-isolated modules, for `objective.name=local`; `modules.Method`.
 
-  So many `modules` of the `published` list or the one `balanced` for memory, or
-  `cuts`: the numbers of the pieces, from 0, after which a module ends. `mode`,
+  So many `modules` by the `published` list, by the one `balanced` for memory or
+  by memory as it is `measured`, or `cuts`: numbers of the pieces, from 0, after
+  which a module ends. On `mesh.stage` devices they work side by side. `mode`,
   `classifier` and `loss` as the paper names them; weights of its two losses at
   the first and the last cut; `isolated` false is the end-to-end control.
   """

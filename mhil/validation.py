@@ -4,13 +4,13 @@ from typing import Any
 
 from mhil import config as config_lib
 
-RESNETS = ("resnet20", "resnet32", "resnet110", "resnet18")
+RESNETS = ("resnet14", "resnet20", "resnet32", "resnet110", "resnet18")
 CHOICES = {
   "network.name": ("mlp", "convnet", *RESNETS),
   "network.dtype": ("float32", "bfloat16"),
   "network.norm": ("none", "batch", "group"),
   "objective.name": ("end_to_end", "local"),
-  "local.lists": ("published", "balanced"),
+  "local.lists": ("published", "balanced", "measured"),
   "local.mode": ("R0", "E", "R1", "R1E", "R2", "R4", "R8", "R16"),
   "local.classifier": ("0c1f", "0c2f", "1c1f", "1c2f", "1c3f", "2c2f"),
   "local.loss": ("softmax", "contrast"),
@@ -24,6 +24,8 @@ CHOICES = {
   "memory.scope": ("global", "local"),
   "train.train_heads": ("all", "readout", "new"),
 }
+# What can be cut along mesh.stage.
+STAGED = ("local",)
 KINDS: dict[type, str] = {
   bool: "true or false",
   int: "a whole number",
@@ -89,12 +91,12 @@ def validate(config: config_lib.Config) -> None:
       limit = f" to {most}" if most < INF else " or more"
       out = f"{field}={flat[field]} is out of range"
       raise ValueError(f"{out}; use {least}{limit}")
-  for field in ("mesh.stage", "mesh.subnet"):
-    if flat[field] > 1:
-      raise ValueError(
-        f"{field}={flat[field]} would do the same work several times, since "
-        f"nothing is cut along it yet; use {field}=1"
-      )
+  if config.mesh.subnet > 1:
+    raise ValueError(
+      f"mesh.subnet={config.mesh.subnet} would do the same work several times, "
+      "since nothing is cut along it yet; use mesh.subnet=1"
+    )
+  _check_stages(config)
   if config.optimizer.schedule == "steps" and not config.optimizer.milestones:
     raise ValueError(
       "optimizer.milestones=() makes optimizer.schedule=steps constant; name "
@@ -111,6 +113,23 @@ def validate(config: config_lib.Config) -> None:
       "widths such as (64,)"
     )
   _check_local(config)
+
+
+def _check_stages(config: config_lib.Config) -> None:
+  stage = config.mesh.stage
+  if stage == 1:
+    return
+  if config.objective.name not in STAGED:
+    raise ValueError(
+      f"mesh.stage={stage} would do the same work several times, since nothing "
+      f"is cut along it with objective.name={config.objective.name}; use "
+      "mesh.stage=1"
+    )
+  if config.optimizer.clip:
+    raise ValueError(
+      f"optimizer.clip={config.optimizer.clip} asks for the norm of a whole "
+      f"gradient, which mesh.stage={stage} holds in parts; use optimizer.clip=0"
+    )
 
 
 def _check_local(config: config_lib.Config) -> None:
