@@ -199,9 +199,14 @@ def make_optimizer(
   unit = (
     optimizers.adam(float(o.weight_decay), **decay)
     if o.name == "adam"
-    else optimizers.sgd(float(o.momentum), float(o.weight_decay), **decay)
+    else optimizers.sgd(
+      float(o.momentum), float(o.weight_decay), o.nesterov, **decay
+    )
   )
   base = float(o.learning_rate)
+  if o.schedule == "epoch_cosine":
+    # Its warm-up is its own.
+    return unit, optimizers.epoch_cosine(base, epochs, warm_up=o.warm_up)
   if o.schedule == "steps":
     rate = optimizers.steps(base, o.milestones, o.factor, epochs=epochs)
   else:

@@ -137,14 +137,16 @@ class Memory:
 class Optimizer:
   """`adam` or `sgd`; the rate is `constant`, `cosine` or `steps`, each task.
 
-  `steps` multiplies by `factor` at `milestones`; they and `warm_up` are
-  epochs. `decay_norm`: weight decay acts on normalisation and biases too.
-  `clip` bounds the norm of one head's gradient, unless 0.
+  `epoch_cosine` is a cosine that moves once an epoch. `steps` multiplies by
+  `factor` at `milestones`; they and `warm_up` are epochs. `decay_norm`: weight
+  decay acts on normalisation and biases too. `clip` bounds the norm of one
+  head's gradient, unless 0.
   """
 
   name: str = "adam"
   learning_rate: float = 1e-3
   momentum: float = 0.9
+  nesterov: bool = False
   weight_decay: float = 0.0
   decay_norm: bool = True
   clip: float = 0.0

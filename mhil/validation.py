@@ -18,7 +18,7 @@ CHOICES = {
   "loss.reference": ("learned", "zero", "per_class", "none"),
   "loss.correction": ("auto", "on", "off"),
   "optimizer.name": ("adam", "sgd"),
-  "optimizer.schedule": ("constant", "cosine", "steps"),
+  "optimizer.schedule": ("constant", "cosine", "epoch_cosine", "steps"),
   "memory.policy": ("balanced", "per_class", "reservoir"),
   "memory.selection": ("stream", "herding"),
   "memory.scope": ("global", "local"),
