@@ -124,19 +124,19 @@ def spread(
     read=read,
     clocks=clocks,
   )
+  lowered = _lower(run, parts, meshes)
   before = compiling.count()
-  first, rest = _compile(run, parts, meshes)
+  first, *rest = [each.compile() for each in lowered]
   compiles = compiling.count() - before, 0
-  traffic = [
-    c
-    for program, here in zip((first, *rest), meshes)
-    for c in sharding.collectives(program, here)
-  ]
   run = run._replace(
     step=_step(first, parts[1].images),
     compiles=compiles,
     programs=(first, *rest),
-    traffic=traffic,
+    traffic=[
+      collective
+      for program, here in zip((first, *rest), meshes)
+      for collective in sharding.collectives(program, here)
+    ],
   )
   return run._replace(exchange=_exchange(run, rest, meshes, parts, at_once))
 
@@ -206,18 +206,18 @@ def _without(flight, images):
   return flight._replace(batch=batch if images else batch._replace(images=None))
 
 
-def _compile(run, parts, meshes):
-  """The program of the first stage, and those of the others."""
+def _lower(run, parts, meshes):
+  """The programs of the stages, to be compiled; a later one takes its part."""
   state, feed = run_lib.start(run), phases.open_phase(run, run.phases[0])
   given = inputs.batches(run, feed, 0), feed.task, inputs.shapes(run)[0]
   first, *others = state.bank
   step = jax.jit(_first(run, parts[0]), donate_argnums=(0, 2))
-  begin = step.lower(first.bank, state.step, state.memory, *given).compile()
+  begin = step.lower(first.bank, state.step, state.memory, *given)
   rest = [
-    jax.jit(_later(run, stage, here), donate_argnums=0).lower(part).compile()
+    jax.jit(_later(run, stage, here), donate_argnums=0).lower(part)
     for stage, here, part in zip(parts[1:], meshes[1:], others)
   ]
-  return begin, tuple(rest)
+  return begin, *rest
 
 
 def _work(run, stage, bank, flight):
