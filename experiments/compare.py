@@ -4,7 +4,8 @@
   python -m experiments.compare --suite=fashion_5x2 --seeds=3 --data_folder=DIR
 
 DIR holds the TFDS set of the suite's configuration, prepared.
-Writes OUT.md and OUT.csv after every run. A run that is done is not run
+Writes OUT.md, OUT.csv and figures after every run: OUT.png, and OUT_scan.png
+where rows differ in a number that is scanned. A run that is done is not run
 again, so an interrupted comparison goes on where it was.
 """
 
@@ -14,14 +15,15 @@ import importlib.metadata
 import json
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from absl import flags
 
 from experiments import build, cli, suites, train, workdir
+from mhil import comparison, sharding, validation
 from mhil import config as config_lib
-from mhil import sharding, validation
 
 _SUITE = flags.DEFINE_enum(
   "suite", "digits", sorted(suites.SUITES), "Which rows to compare."
@@ -45,6 +47,7 @@ _NOTE = flags.DEFINE_string(
 COLUMNS = {
   "average_incremental_accuracy": "average incremental",
   "last_accuracy": "last",
+  "top5_accuracy": "top 5",
   "task_id_accuracy": "task id",
   "within_task_accuracy": "within task",
   "forgetting": "forgetting",
@@ -74,6 +77,7 @@ def main() -> None:
         flush=True,
       )
       write(out, done)
+      draw(out, rows, done)
   print(out.with_suffix(".md").read_text())
 
 
@@ -160,6 +164,48 @@ def write(out: pathlib.Path, done: dict[str, list[dict[str, Any]]]) -> None:
     for label, runs in done.items():
       for run in runs:
         writer.writerow([label, run["seed"], *(run[c] for c in COLUMNS)])
+
+
+def draw(
+  out: pathlib.Path,
+  rows: Sequence[suites.Row],
+  done: dict[str, list[dict[str, Any]]],
+) -> None:
+  """Draws the table, and the curves through rows that scan a number."""
+
+  def over_seeds(label):
+    return [100 * run["average_incremental_accuracy"] for run in done[label]]
+
+  measure = "average incremental accuracy, %"
+  columns = {
+    measure: {label: over_seeds(label) for label in done},
+    "last accuracy, %": {
+      label: [100 * run["last_accuracy"] for run in runs]
+      for label, runs in done.items()
+    },
+    "seconds a run": {
+      label: [sum(run["seconds_per_task"]) for run in runs]
+      for label, runs in done.items()
+    },
+  }
+  comparison.rows(columns, out.with_suffix(".png"))
+  there = [row for row in rows if row.label in done]
+  numbers = dict.fromkeys(number for row in there for number in row.at)
+  if numbers:
+    curves = {
+      number: {
+        curve: {
+          row.at[number]: over_seeds(row.label)
+          for row in there
+          if number in row.at and row.curve == curve
+        }
+        for curve in dict.fromkeys(r.curve for r in there if number in r.at)
+      }
+      for number in numbers
+    }
+    bounds = {row.label: over_seeds(row.label) for row in there if row.bound}
+    scan = out.with_name(f"{out.name}_scan.png")
+    comparison.scans(curves, bounds, scan, measure)
 
 
 def _cells(label: str, runs: list[dict[str, Any]]) -> list[str]:

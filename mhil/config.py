@@ -59,8 +59,8 @@ class Network:
   """The branch of one head.
 
   `mlp` (`widths`: hidden units), `convnet` (`widths`: features), `resnet14`,
-  `resnet20`, `resnet32`, `resnet110`, `resnet18` (their own widths). `dtype`
-  is that of the computation; parameters stay float32.
+  `resnet20`, `resnet32`, `resnet110`, `resnet18`, `resnet18_imagenet` (their
+  own widths). `dtype` is that of the computation; parameters stay float32.
   """
 
   name: str = "mlp"
@@ -123,6 +123,7 @@ class Memory:
   `reservoir`; `selection`: `stream`, what passes, or `herding`. A step draws
   `draws` rows and offers its samples, `candidates` of which replace a row of a
   full class. `scope`: `global`, or `local` to each device along `data`.
+  `place`: rows lie on the `device`, or in the memory of the `host`.
   """
 
   size: int = 100
@@ -131,6 +132,7 @@ class Memory:
   draws: int = 8
   candidates: int = 8
   scope: str = "global"
+  place: str = "device"
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -138,9 +140,10 @@ class Optimizer:
   """`adam` or `sgd`; the rate is `constant`, `cosine` or `steps`, each task.
 
   `epoch_cosine` is a cosine that moves once an epoch. `steps` multiplies by
-  `factor` at `milestones`; they and `warm_up` are epochs. `decay_norm`: weight
-  decay acts on normalisation and biases too. `clip` bounds the norm of one
-  head's gradient, unless 0.
+  `factor` at `milestones`, or leaves so many `percents` of the rate from each
+  on; milestones and `warm_up` are epochs. `decay_norm`: weight decay acts on
+  normalisation and biases too. `clip` bounds the norm of one head's gradient,
+  unless 0.
   """
 
   name: str = "adam"
@@ -153,6 +156,7 @@ class Optimizer:
   schedule: str = "constant"
   milestones: tuple[int, ...] = ()
   factor: float = 0.1
+  percents: tuple[int, ...] = ()
   warm_up: int = 0
 
 

@@ -4,7 +4,14 @@ from typing import Any
 
 from mhil import config as config_lib
 
-RESNETS = ("resnet14", "resnet20", "resnet32", "resnet110", "resnet18")
+RESNETS = (
+  "resnet14",
+  "resnet20",
+  "resnet32",
+  "resnet110",
+  "resnet18",
+  "resnet18_imagenet",
+)
 CHOICES = {
   "network.name": ("mlp", "convnet", *RESNETS),
   "network.dtype": ("float32", "bfloat16"),
@@ -22,6 +29,7 @@ CHOICES = {
   "memory.policy": ("balanced", "per_class", "reservoir"),
   "memory.selection": ("stream", "herding"),
   "memory.scope": ("global", "local"),
+  "memory.place": ("device", "host"),
   "train.train_heads": ("all", "readout", "new"),
 }
 # What can be cut along mesh.stage.

@@ -93,7 +93,7 @@ def kill_when(process, condition):
 DIES = """
 import os, signal, sys
 from experiments import cli, train
-from mhil import checkpoint, prepare, run
+from mhil import checkpoint, run
 
 def die():
   os.kill(os.getpid(), signal.SIGKILL)
@@ -441,7 +441,7 @@ def test_it_goes_bad_after_a_good_save(place, tmp_path):
 # A head's parameters turn to NaN behind the loop's back.
 POISON = """
 import jax, numpy
-real = prepare.read
+real = run.read
 def read(state):
   if int(state.step) >= {step}:
     def poison(x):
@@ -452,7 +452,7 @@ def read(state):
     params = jax.tree.map(poison, bank.params)
     state = state._replace(bank=bank._replace(params=params))
   return real(state)
-prepare.read = read
+run.read = read
 """
 
 

@@ -175,7 +175,7 @@ def test_a_stage_works_one_batch_behind_the_one_before():
     # At the end of a phase the later stages have finished what was on its way.
     behind = [int(p.flight.step) for p in state.bank]
     if done < last:
-      assert behind[0] == done - 1 and behind[1] == done - 1
+      assert behind[:2] == [done - 1] * 2
     else:
       assert behind == [last - 1] * 3
     before = after
