@@ -93,6 +93,7 @@ LAW = {
   "plots": set(),
   "populate": {"buffer", "choose"},
   "prepare": ENGINE,
+  "probe": set(),
   "programs": ENGINE,
   "progress": {"metrics"},
   "recipe": {"optimizers"},
