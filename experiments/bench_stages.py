@@ -7,6 +7,7 @@ of all rows are taken in turn, batch by batch.
 import functools
 import os
 import statistics
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -79,10 +80,10 @@ def build(setup: Setup, row: str) -> run_lib.Run:
   stage = STAGES if row in ("in turn", "at once") else 1
   if stage > 1:
     parts = local.stages(cut, shape, stage)
-    how = {"parts": parts, "at_once": row == "at once"}
-    objective = objective._replace(
-      spread=functools.partial(relay.spread, **how)
+    spread = functools.partial(
+      relay.spread, parts=parts, at_once=row == "at once"
     )
+    objective = objective._replace(spread=spread)
   return prepare.build(
     sharding.make_mesh(stage=stage),
     streams.class_incremental(classes, sizes=(classes,), order_seed=None),
@@ -101,19 +102,19 @@ def build(setup: Setup, row: str) -> run_lib.Run:
 
 @functools.cache
 def dataset(setup: Setup, classes: int) -> data.Dataset:
-  """Noisy blobs, one a class: something to learn, of any size."""
+  """Noisy tiles of one colour each: something to learn, of any size."""
   rng = np.random.default_rng(0)
-  shape = setup.side, setup.side, 3
-  centre = rng.uniform(100, 150, (classes, *shape))
+  tiles = rng.uniform(60, 200, (classes, 4, 4, 3))
+  centre = tiles.repeat(setup.side // 4, 1).repeat(setup.side // 4, 2)
 
   def split(n: int) -> tuple[np.ndarray, np.ndarray]:
     labels = np.arange(n, dtype=np.int32) % classes
-    pixels = centre[labels] + rng.normal(0, 60, (n, *shape))
+    pixels = centre[labels] + rng.normal(0, 60, (n, *centre.shape[1:]))
     return np.clip(pixels, 0, 255).astype(np.uint8), labels
 
   sets = *split(setup.samples), *split(setup.samples)
   return data.Dataset(
-    "blobs", *sets, classes, 255.0, (0.5,) * 3, (0.3,) * 3, 0, False
+    "tiles", *sets, classes, 255.0, (0.5,) * 3, (0.3,) * 3, 0, False
   )
 
 
@@ -162,16 +163,19 @@ def side_by_side(
     # A step is as much work as its programs are when they take turns.
     whole = STAGES * row["ratio"]
     row["busy"] = 100 / whole if row["devices"] > 1 else None
-  return measure.Table("Two stages", _note(setup), COLUMNS, rows, _read(rows))
+  note = _note(setup, repetitions)
+  reading = [*_read(rows), _balance(runs[ROWS.index("at once")])]
+  return measure.Table("Two stages", note, COLUMNS, rows, reading)
 
 
-def _note(setup: Setup) -> str:
+def _note(setup: Setup, repetitions: int) -> str:
   return (
     f"Convnet {'-'.join(map(str, setup.widths))} in two modules, greedy, batch "
-    f"{BATCH} of {setup.side}x{setup.side}x3 (noisy blobs), SGD; each simulated "
-    f"device on one core. Medians of {REPETITIONS} stretches of {SPAN} steps, "
-    "rows in turn. Busy: the time of a step in turn, over the devices' time in "
-    f"a step. Accuracy after {setup.epochs} epochs."
+    f"{BATCH} of {setup.side}x{setup.side}x3 (noisy tiles), SGD; each "
+    f"simulated device on one core. Medians of {repetitions} stretches of "
+    f"{SPAN} steps, rows in turn; wall-clock of a shared machine. Busy: the "
+    "time of a step in turn, over the devices' time in a step. Accuracy after "
+    f"{setup.epochs} epochs."
   )
 
 
@@ -187,6 +191,30 @@ def _read(rows: list[dict[str, Any]]) -> list[str]:
     "Parameters on one device, in turn and at once are "
     f"{'the same, bit for bit' if same else 'NOT the same'}.",
   ]
+
+
+def _balance(run: run_lib.Run) -> str:
+  """What the stages' own work lets one hope for, free of other programs."""
+  _, later = run.programs
+  feed, state = phases.open_phase(run, run.phases[0]), run_lib.start(run)
+  batches = inputs.batches(run, feed, 0)
+  times: list[list[float]] = [[], []]
+  for _ in range(12):
+    begun = time.process_time()
+    state = run.step(state, batches, feed.task, run.train_set)
+    jax.block_until_ready(state)
+    between = time.process_time()
+    part = jax.block_until_ready(later(state.bank[1]))
+    times[0].append(between - begun)
+    times[1].append(time.process_time() - between)
+    state = state._replace(bank=(state.bank[0], part))
+  one, two = (1e3 * statistics.median(each[2:]) for each in times)
+  bound = 100 * (one + two) / (2 * max(one, two))
+  return (
+    f"Alone, the stages take {one:.0f} and {two:.0f} ms of processor time a "
+    f"step, so two devices can be {bound:.0f} % busy at most, and a step at "
+    f"once can take {max(one, two) / (one + two):.2f} of one in turn at best."
+  )
 
 
 SUITE = measure.Suite(STAGES, (side_by_side,))
