@@ -1,5 +1,6 @@
 """From a configuration to the library's parts; knows all the methods."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -8,14 +9,19 @@ from jax.sharding import Mesh
 
 from mhil import config as config_lib
 from mhil import (
+  cuts,
   data,
+  local,
   losses,
+  modules,
   networks,
   objectives,
   optimizers,
   prepare,
   rehearsal,
+  relay,
   sharding,
+  stages,
   streams,
   transforms,
   validation,
@@ -58,10 +64,11 @@ def parts(config: config_lib.Config) -> Parts:
   stream = make_stream(config.stream, dataset.classes)
   mesh = make_mesh(config.mesh, len(stream.tasks))
   recipe = make_recipe(config)
-  transform = make_memory(config, mesh, dataset)
+  # The memory is where a step begins.
+  transform = make_memory(config, stages.meshes(mesh)[0], dataset)
   prepare.check(mesh, stream, dataset, recipe, transform.size)
   branch = make_branch(config.network, dataset, stream.head_width + 1)
-  objective = objectives.end_to_end(branch)
+  objective = make_objective(config, branch, dataset)
   loss = make_loss(config.loss)
   return Parts(mesh, stream, dataset, objective, loss, recipe, transform)
 
@@ -113,6 +120,49 @@ def make_branch(
   return networks.resnet_cifar(depth, outputs, channels=shape[-1], **how)
 
 
+def make_objective(
+  config: config_lib.Config, branch: networks.Branch, dataset: data.Dataset
+) -> objectives.Objective:
+  """How one branch learns."""
+  if config.objective.name == "end_to_end":
+    return objectives.end_to_end(branch)
+  cut = make_split(config.local, branch, dataset)
+  objective, count = local.local(cut), config.mesh.stage
+  if count == 1:
+    return objective
+  parts = local.stages(cut, dataset.train_images.shape[1:], count)
+  spread = functools.partial(relay.spread, parts=parts)
+  return objective._replace(spread=spread)
+
+
+def make_split(
+  o: config_lib.Local, branch: networks.Branch, dataset: data.Dataset
+) -> modules.Split:
+  """The branch in modules; `local.cuts` are numbers of its pieces."""
+  shape = dataset.train_images.shape[1:]
+  method = modules.Method(
+    mode=o.mode,
+    classifier=o.classifier,
+    loss=o.loss,
+    restore=(float(o.restore_first), float(o.restore_last)),
+    task=(float(o.task_first), float(o.task_last)),
+    pixels=(dataset.mean, dataset.std),
+    isolated=o.isolated,
+  )
+  trunk = branch.pieces[:-1]
+  if not all(0 <= cut < len(trunk) for cut in o.cuts):
+    raise ValueError(
+      f"local.cuts={o.cuts} is not inside {branch.name}; use numbers from 0 to "
+      f"{len(trunk) - 1}, which stand for {', '.join(trunk)}"
+    )
+  where = tuple(trunk[cut] for cut in o.cuts)
+  if not where and o.lists == "measured":
+    where = cuts.measured(branch, shape, o.modules)
+  elif not where:
+    where = cuts.published(branch.name, o.modules, o.lists == "balanced")
+  return modules.split(branch, shape, where, method)
+
+
 def make_loss(loss: config_lib.Loss) -> losses.Loss:
   """The loss that every head pays."""
   if loss.name == "dce":
@@ -151,9 +201,14 @@ def make_optimizer(
   unit = (
     optimizers.adam(float(o.weight_decay), **decay)
     if o.name == "adam"
-    else optimizers.sgd(float(o.momentum), float(o.weight_decay), **decay)
+    else optimizers.sgd(
+      float(o.momentum), float(o.weight_decay), o.nesterov, **decay
+    )
   )
   base = float(o.learning_rate)
+  if o.schedule == "epoch_cosine":
+    # Its warm-up is its own.
+    return unit, optimizers.epoch_cosine(base, epochs, warm_up=o.warm_up)
   if o.schedule == "steps":
     shares = [percent / 100 for percent in o.percents] or float(o.factor)
     rate = optimizers.steps(base, o.milestones, shares, epochs=epochs)

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -20,12 +19,14 @@ from mhil import (
   scoring,
   served,
   sharding,
+  stages,
   streams,
   transforms,
 )
 from mhil import data as data_lib
+from mhil import run as run_lib
 from mhil.recipe import Recipe
-from mhil.run import Run, scalar, shown, start
+from mhil.run import Run, rate_of, scalar, shown, start
 
 
 def build(
@@ -41,8 +42,13 @@ def build(
   """Checks that the parts fit, places the data, compiles the programs."""
   transform = transform or transforms.none(dataset.classes)
   check(mesh, stream, dataset, recipe, transform.size)
+  check_spread(mesh, objective)
+  home = stages.meshes(mesh)[0]
+  fresh = heads.initializer(
+    objective, recipe.optimizer, len(stream.tasks), home
+  )
   run = Run(
-    mesh,
+    home,
     stream,
     dataset,
     objective,
@@ -51,57 +57,86 @@ def build(
     recipe,
     seed,
     plan.phases(stream, dataset.train_labels, recipe, transform.size),
-    *inputs.resident(stream, dataset, recipe, seed, mesh),
+    *inputs.resident(stream, dataset, recipe, seed, home),
     None,
     lambda state, done: state,
     lambda bank: bank,
+    run_lib.read,
+    lambda state: [state.step],
     None,
-    jax.jit(
-      heads.initializer(objective, recipe.optimizer, len(stream.tasks), mesh)
-    ),
-    jax.jit(heads.each(recipe.optimizer.init, mesh)),
-    jax.jit(scoring.head_features(mesh, dataset, objective)),
+    jax.jit(fresh),
+    None,
+    jax.jit(scoring.head_features(home, dataset, objective)),
     [],
     (0, 0),
-  )
-  feed = phases.open_phase(run, run.phases[0])
-  state = start(run)
-  step = programs.train_step(
+    (),
     mesh,
-    dataset,
-    objective,
-    loss,
+  )
+  if objective.spread is not None and mesh.shape["stage"] > 1:
+    run = objective.spread(run, mesh)
+  else:
+    run = _whole(run)
+  bank = start(run).bank
+  tally = scoring.evaluate(
+    scoring.class_scores(home, dataset, objective, loss),
+    test_batch(home, recipe),
+  )
+  tallying = jax.jit(tally).lower(
+    run.whole(bank),
+    phases.open_phase(run, run.phases[0]).task,
+    inputs.shapes(run)[1],
+    scalar(0, home),
+  )
+  before = compiling.count()
+  counting = tallying.compile()
+  compiles = run.compiles[0], compiling.count() - before
+  return run._replace(tally=counting, compiles=compiles)
+
+
+def _whole(run: Run) -> Run:
+  """The run with its programs, where a branch is one part."""
+  recipe = run.recipe
+  step = programs.train_step(
+    run.mesh,
+    run.dataset,
+    run.objective,
+    run.loss,
     recipe.optimizer,
     rate_of(recipe),
     recipe.train_heads,
-    transform,
+    run.transform,
     recipe.correction,
     recipe.streamed,
   )
-  given, tested = inputs.shapes(run)
-  tally = scoring.evaluate(
-    scoring.class_scores(mesh, dataset, objective, loss),
-    test_batch(mesh, recipe),
-  )
+  state, feed = start(run), phases.open_phase(run, run.phases[0])
   lowered = jax.jit(step, donate_argnums=0).lower(
-    shown(run, state), inputs.batches(run, feed, 0), feed.task, given
+    shown(run, state),
+    inputs.batches(run, feed, 0),
+    feed.task,
+    inputs.shapes(run)[0],
   )
   before = compiling.count()
   compiled = lowered.compile()
-  between = compiling.count()
-  tallying = jax.jit(tally).lower(
-    run.whole(state.bank), feed.task, tested, scalar(0, mesh)
-  )
-  counting = tallying.compile()
-  after = compiling.count()
+  compiles = compiling.count() - before
+  # Now, for a resumed run needs it first in the middle of the stream.
+  reset = jax.jit(heads.each(recipe.optimizer.init, run.mesh))
+  optimizer = reset.lower(state.bank.params).compile()
   return run._replace(
     step=_served(run, compiled),
-    tally=counting,
-    # Now, for a resumed run needs it first in the middle of the stream.
-    reset=run.reset.lower(state.bank.params).compile(),
-    compiles=(between - before, after - between),
-    traffic=sharding.collectives(compiled, mesh),
+    reset=lambda bank: bank._replace(opt=optimizer(bank.params)),
+    compiles=(compiles, 0),
+    programs=(compiled,),
+    traffic=sharding.collectives(compiled, run.mesh),
   )
+
+
+def check_spread(mesh: Mesh, objective: objectives.Objective) -> None:
+  """Raises ValueError where an objective has no parts for `stage`."""
+  if mesh.shape["stage"] > 1 and objective.spread is None:
+    raise ValueError(
+      f"mesh.stage={mesh.shape['stage']} would do the same work several times, "
+      f"since {objective.name} learning has no parts for it; use mesh.stage=1"
+    )
 
 
 def _served(run: Run, step: Any) -> Any:
@@ -207,16 +242,3 @@ def _check_tested(stream: streams.Stream, dataset: data_lib.Dataset) -> None:
         f"data.name={dataset.name} has no test image of classes {classes}, all "
         f"of task {t}; add some, or join tasks by stream.sizes"
       )
-
-
-def rate_of(recipe: Recipe):
-  """`(step, task) -> learning rate`, for training and balanced passes."""
-
-  def rate(step, task):
-    of = step - task.first_step, task.steps
-    if not recipe.balanced_epochs:
-      return recipe.rate(*of)
-    balanced = recipe.balanced_rate(*of)
-    return jnp.where(task.balanced, balanced, recipe.rate(*of))
-
-  return rate
