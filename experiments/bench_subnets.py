@@ -94,7 +94,7 @@ def held(
         "n": n,
         "held": _bytes(run),
         "step": step.argument_size_in_bytes + step.temp_size_in_bytes,
-        "exchange": parting.memory(run),
+        "exchange": _exchange_bytes(run),
         "flops": cost["flops"],
         "moved": sharding.bytes_over(run.exchanged, "subnet"),
         "formula": formula(hidden, n) if n > 1 else 0,
@@ -125,9 +125,15 @@ def held(
 
 
 def _bytes(run: run_lib.Run) -> int:
-  state = run_lib.start(run)
-  leaves = jax.tree.leaves((state.bank, state.apart))
+  leaves = jax.tree.leaves(run_lib.start(run).bank)
   return sum(x.addressable_shards[0].data.nbytes for x in leaves)
+
+
+def _exchange_bytes(run: run_lib.Run) -> int:
+  if run.partition is partitions.NONE:
+    return 0
+  usage = parting.program(run, run_lib.start(run).bank, True).memory_analysis()
+  return usage.argument_size_in_bytes + usage.temp_size_in_bytes
 
 
 def formula(hidden: Sequence[int], n: int) -> int:

@@ -20,9 +20,11 @@ from absl import flags
 
 from experiments import (
   bench_heads,
+  bench_memory,
   bench_pipeline,
   bench_rehearsal,
   bench_resnet,
+  bench_stages,
   bench_subnets,
   cli,
   measure,
@@ -30,13 +32,14 @@ from experiments import (
 )
 from mhil import facts, sharding
 
-# Later: memory, stages.
 SUITES = {
   "heads": bench_heads.SUITE,
+  "memory": bench_memory.SUITE,
   "pipeline": bench_pipeline.SUITE,
   "rehearsal": bench_rehearsal.SUITE,
   "resnet": bench_resnet.SUITE,
   "subnets": bench_subnets.SUITE,
+  "stages": bench_stages.SUITE,
 }
 
 
@@ -57,6 +60,8 @@ def main() -> None:
   name, out = flags.FLAGS.suite, flags.FLAGS.out
   path = writable(out) if out else None
   suite = SUITES[name]
+  if suite is bench_stages.SUITE:
+    bench_stages.one_core()
   workdir.enable_compilation_cache()
   with cli.checking():
     sharding.simulate(suite.devices)

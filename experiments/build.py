@@ -1,30 +1,33 @@
 """From a configuration to the library's parts; knows all the methods."""
 
-import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
 import optax
 from jax.sharding import Mesh
 
+from experiments import build_subnets
+from mhil import config as config_lib
 from mhil import (
-  blocks,
-  cutting,
+  cuts,
   data,
+  local,
   losses,
+  modules,
   networks,
   objectives,
   optimizers,
   partitions,
   prepare,
   rehearsal,
+  relay,
   sharding,
+  stages,
   streams,
-  subnets,
   transforms,
   validation,
 )
-from mhil import config as config_lib
 from mhil.recipe import Recipe
 
 # More threads in one process only make a mistyped mesh take minutes.
@@ -64,17 +67,16 @@ def parts(config: config_lib.Config) -> Parts:
   stream = make_stream(config.stream, dataset.classes)
   mesh = make_mesh(config.mesh, len(stream.tasks))
   recipe = make_recipe(config)
-  transform = make_memory(config, mesh, dataset)
+  # The memory is where a step begins.
+  transform = make_memory(config, stages.meshes(mesh)[0], dataset)
   prepare.check(mesh, stream, dataset, recipe, transform.size)
   branch = make_branch(config.network, dataset, stream.head_width + 1)
-  objective = objectives.end_to_end(branch)
+  objective = make_objective(config, branch, dataset)
   partition = partitions.NONE
-  if mesh.shape["subnet"] > 1:
-    branch, part, cut = make_cut(config, branch, dataset, stream)
-    objective = objectives.end_to_end(branch)
-    partition = make_partition(config.subnets, part, cut)
-    how = config.subnets.statistics
-    objective = subnets.tested(objective, branch, how)
+  if config.mesh.subnet > 1:
+    outputs = stream.head_width + 1
+    make = functools.partial(make_branch, dataset=dataset, outputs=outputs)
+    objective, partition = build_subnets.parted(config, branch, make)
   prepare.check_parts(mesh, recipe, transform, partition)
   loss = make_loss(config.loss)
   lot = mesh, stream, dataset, objective, loss, recipe, transform
@@ -133,44 +135,47 @@ def make_branch(
   return networks.resnet_cifar(depth, outputs, channels=shape[-1], **how)
 
 
-def make_cut(
-  config: config_lib.Config,
-  branch: networks.Branch,
-  dataset: data.Dataset,
-  stream: streams.Stream,
-) -> tuple[networks.Branch, networks.Branch, cutting.Cut]:
-  """The branch as tests see it, the branch of one part, and the cut."""
-  network, n = config.network, config.mesh.subnet
-  if config.subnets.method != "ist":
-    return branch, branch, cutting.copies(n)
-  if network.name in validation.RESNETS:
-    cut = blocks.sections(branch, n, config.subnets.dealt)
-    whole = blocks.scaled(branch, cut) if config.subnets.scale else branch
-    return whole, blocks.subnet(branch, cut), cut
-  if network.name != "mlp":
+def make_objective(
+  config: config_lib.Config, branch: networks.Branch, dataset: data.Dataset
+) -> objectives.Objective:
+  """How one branch learns."""
+  if config.objective.name == "end_to_end":
+    return objectives.end_to_end(branch)
+  cut = make_split(config.local, branch, dataset)
+  objective, count = local.local(cut), config.mesh.stage
+  if count == 1:
+    return objective
+  parts = local.stages(cut, dataset.train_images.shape[1:], count)
+  spread = functools.partial(relay.spread, parts=parts)
+  return objective._replace(spread=spread)
+
+
+def make_split(
+  o: config_lib.Local, branch: networks.Branch, dataset: data.Dataset
+) -> modules.Split:
+  """The branch in modules; `local.cuts` are numbers of its pieces."""
+  shape = dataset.train_images.shape[1:]
+  method = modules.Method(
+    mode=o.mode,
+    classifier=o.classifier,
+    loss=o.loss,
+    restore=(float(o.restore_first), float(o.restore_last)),
+    task=(float(o.task_first), float(o.task_last)),
+    pixels=(dataset.mean, dataset.std),
+    isolated=o.isolated,
+  )
+  trunk = branch.pieces[:-1]
+  if not all(0 <= cut < len(trunk) for cut in o.cuts):
     raise ValueError(
-      f"network.name={network.name} has nothing to cut into mesh.subnet={n}; "
-      "use network.name=mlp or a resnet, or subnets.method=local_sgd"
+      f"local.cuts={o.cuts} is not inside {branch.name}; use numbers from 0 to "
+      f"{len(trunk) - 1}, which stand for {', '.join(trunk)}"
     )
-  cut = subnets.neurons(network.widths, n)
-  small = dataclasses.replace(
-    network, widths=tuple(width // n for width in network.widths)
-  )
-  return branch, make_branch(small, dataset, stream.head_width + 1), cut
-
-
-def make_partition(
-  s: config_lib.Subnets, part: networks.Branch, cut: cutting.Cut
-) -> partitions.Partition:
-  """How a branch falls into parts that are trained apart."""
-  return subnets.partition(
-    cut,
-    objectives.end_to_end(part),
-    every=s.local_steps,
-    method=s.method,
-    renew=s.renew,
-    deal=s.state == "deal",
-  )
+  where = tuple(trunk[cut] for cut in o.cuts)
+  if not where and o.lists == "measured":
+    where = cuts.measured(branch, shape, o.modules)
+  elif not where:
+    where = cuts.published(branch.name, o.modules, o.lists == "balanced")
+  return modules.split(branch, shape, where, method)
 
 
 def make_loss(loss: config_lib.Loss) -> losses.Loss:
@@ -211,9 +216,14 @@ def make_optimizer(
   unit = (
     optimizers.adam(float(o.weight_decay), **decay)
     if o.name == "adam"
-    else optimizers.sgd(float(o.momentum), float(o.weight_decay), **decay)
+    else optimizers.sgd(
+      float(o.momentum), float(o.weight_decay), o.nesterov, **decay
+    )
   )
   base = float(o.learning_rate)
+  if o.schedule == "epoch_cosine":
+    # Its warm-up is its own.
+    return unit, optimizers.epoch_cosine(base, epochs, warm_up=o.warm_up)
   if o.schedule == "steps":
     shares = [percent / 100 for percent in o.percents] or float(o.factor)
     rate = optimizers.steps(base, o.milestones, shares, epochs=epochs)

@@ -137,7 +137,7 @@ def trained(config: Any) -> dict[str, Any]:
 
 
 def _index(state: Any) -> dict[str, np.ndarray]:
-  return {k: np.array(v) for k, v in state.apart.index.items()}
+  return {k: np.array(v) for k, v in state.bank.apart.index.items()}
 
 
 def accuracy(run: run_lib.Run, state, feed) -> float:

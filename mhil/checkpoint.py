@@ -139,7 +139,7 @@ class Checkpoints:
       for path, leaf in jax.tree.leaves_with_path(state)
       if isinstance(leaf, jax.Array)
     ]
-    finite = jax.device_get(_finite([leaf for _, leaf in found]))
+    finite = _finite_of([leaf for _, leaf in found])
     for (path, leaf), good in zip(found, finite):
       if not good:
         last = self.newest()
@@ -181,6 +181,18 @@ def _hashes(folder: pathlib.Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*"))
     if path.is_file() and path.name not in (MANIFEST, STAMP)
   }
+
+
+def _finite_of(leaves: list[jax.Array]) -> list[bool]:
+  """Whether each is finite; stages of a branch lie on devices of their own."""
+  places = [frozenset(leaf.sharding.device_set) for leaf in leaves]
+  good = [True] * len(leaves)
+  for place in dict.fromkeys(places):
+    here = [i for i, other in enumerate(places) if other == place]
+    found = jax.device_get(_finite([leaves[i] for i in here]))
+    for i, finite in zip(here, found):
+      good[i] = bool(finite)
+  return good
 
 
 @jax.jit

@@ -58,11 +58,11 @@ class Stream:
 class Network:
   """The branch of one head.
 
-  `mlp` (`widths`: hidden units), `convnet` (`widths`: features), `resnet20`,
-  `resnet32`, `resnet110`, `resnet18`, `resnet18_imagenet` (their own widths),
-  `resnet` (`widths` of stem and sections, `blocks` of each section). `dtype` is
-  that of the computation; parameters stay float32. `output_norm` normalises an
-  mlp's logits by batch.
+  `mlp` (`widths`: hidden units), `convnet` (`widths`: features), `resnet14`,
+  `resnet20`, `resnet32`, `resnet110`, `resnet18`, `resnet18_imagenet` (their
+  own widths), `resnet` (`widths` of stem and sections, `blocks` of each).
+  `dtype` is that of the computation; parameters stay float32. `output_norm`
+  normalises an mlp's logits by batch.
   """
 
   name: str = "mlp"
@@ -92,6 +92,37 @@ class Subnets:
   statistics: str = "running"
   dealt: str = "longest"
   scale: bool = True
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class Objective:
+  """How a branch learns: `end_to_end` or `local`."""
+
+  name: str = "end_to_end"
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class Local:
+  """Gradient-isolated modules, for `objective.name=local`; `modules.Method`.
+
+  So many `modules` by the `published` list, by the one `balanced` for memory or
+  by memory as it is `measured`, or `cuts`: numbers of the pieces, from 0, after
+  which a module ends. On `mesh.stage` devices they work side by side. `mode`,
+  `classifier` and `loss` as the paper names them; weights of its two losses at
+  the first and the last cut; `isolated` false is the end-to-end control.
+  """
+
+  modules: int = 1
+  lists: str = "published"
+  cuts: tuple[int, ...] = ()
+  mode: str = "R0"
+  classifier: str = "1c2f"
+  loss: str = "softmax"
+  restore_first: float = 0.0
+  restore_last: float = 0.0
+  task_first: float = 1.0
+  task_last: float = 1.0
+  isolated: bool = True
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -133,15 +164,17 @@ class Memory:
 class Optimizer:
   """`adam` or `sgd`; the rate is `constant`, `cosine` or `steps`, each task.
 
-  `steps` multiplies by `factor` at `milestones`, or leaves so many `percents`
-  of the rate from each on; milestones and `warm_up` are epochs. `decay_norm`:
-  weight decay acts on normalisation and biases too. `clip` bounds the norm
-  of one head's gradient, unless 0.
+  `epoch_cosine` is a cosine that moves once an epoch. `steps` multiplies by
+  `factor` at `milestones`, or leaves so many `percents` of the rate from each
+  on; milestones and `warm_up` are epochs. `decay_norm`: weight decay acts on
+  normalisation and biases too. `clip` bounds the norm of one head's gradient,
+  unless 0.
   """
 
   name: str = "adam"
   learning_rate: float = 1e-3
   momentum: float = 0.9
+  nesterov: bool = False
   weight_decay: float = 0.0
   decay_norm: bool = True
   clip: float = 0.0
@@ -192,6 +225,8 @@ class Config:
   stream: Stream = dataclasses.field(default_factory=Stream)
   network: Network = dataclasses.field(default_factory=Network)
   subnets: Subnets = dataclasses.field(default_factory=Subnets)
+  objective: Objective = dataclasses.field(default_factory=Objective)
+  local: Local = dataclasses.field(default_factory=Local)
   loss: Loss = dataclasses.field(default_factory=Loss)
   memory: Memory = dataclasses.field(default_factory=Memory)
   optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)

@@ -86,7 +86,7 @@ def update(
   step: jax.Array,
   key: jax.Array,
   *,
-  objective: objectives.Objective,
+  objective: objectives.Objective | objectives.Stage,
   loss: losses.Loss,
   optimizer: optax.GradientTransformation,
   rate: Callable[[jax.Array, Task], jax.Array],
@@ -101,7 +101,7 @@ def update(
     batch: this device's samples, `[b, ...]`.
     step: `[]` global step.
     key: this step's key; head `i` gets `fold_in(key, i)`.
-    objective: turns a batch into a gradient.
+    objective: turns a batch into a gradient; a stage that of its own pieces.
     loss: the cross-entropy; see `losses`.
     optimizer: of unit learning rate.
     rate: `(step, task) -> learning rate`.
@@ -142,6 +142,7 @@ def update(
     part = jax.tree.map(lambda x: x[i, 0], bank)
     everything = learn(objective, tuple(part.params))
     if train_heads == "readout":
+      assert isinstance(objective, objectives.Objective)
       last = learn(objectives.readout(objective), ("readout",))
       new = lax.cond(head == newest, everything, last, part)
     else:

@@ -3,23 +3,27 @@
 A branch is a chain of named pieces. Between two pieces lies an interface, a
 feature map without pooling, and that is where local learning and
 layer-parallel training cut. Pooling opens the last piece, `readout`, so that
-the chain of all pieces is `apply`. Trees are `params[piece][layer]...[array]`.
+the chain of all pieces is `apply`.
+
+The pieces run on plain nested dicts: `params[piece][layer]...[array]`.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
-from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from mhil import layers
+from mhil import pieces as pieces_lib
+from mhil.counting import count_parameters as count_parameters
+from mhil.counting import multiply_adds as multiply_adds
+from mhil.counting import used_numbers as used_numbers
 from mhil.layers import Numerics
+from mhil.pieces import Maker
 
 Tree = dict[str, Any]
 
@@ -41,6 +45,7 @@ class Branch(NamedTuple):
       all pieces but `readout`, then pooled, in float32.
     readout: `readout(params, features) -> logits`, from pooled features and
       the params of the whole branch.
+    numerics: what its layers share.
   """
 
   name: str
@@ -50,39 +55,29 @@ class Branch(NamedTuple):
   apply: Callable[[Tree, Tree, ArrayLike, bool], tuple[Array, Tree]]
   features: Callable[[Tree, Tree, ArrayLike, bool], tuple[Array, Tree]]
   readout: Callable[[Tree, ArrayLike], Array]
-
-
-Maker = Callable[[nnx.Rngs], nnx.Module]
-
-
-def _split(module: nnx.Module) -> tuple[Tree, Tree]:
-  params, stats = nnx.state(module, nnx.Param, nnx.BatchStat)
-  return nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+  numerics: Numerics
 
 
 def _branch(
-  name: str, trunk: Mapping[str, Maker], width: int, outputs: int, norm=None
+  name: str,
+  trunk: Mapping[str, Maker],
+  width: int,
+  outputs: int,
+  numerics: Numerics,
+  norm: Callable[[], Any] | None = None,
 ) -> Branch:
   sizes, makers = (width, outputs), dict(trunk)
-  makers["readout"] = lambda r: layers.Readout(*sizes, norm and norm(), rngs=r)
-  graphs = {
-    piece: nnx.graphdef(nnx.eval_shape(lambda make=make: make(nnx.Rngs(0))))
-    for piece, make in makers.items()
-  }
+  makers["readout"] = lambda rngs: layers.Readout(
+    *sizes, norm and norm(), rngs=rngs
+  )
+  pieces, piece_init, run = pieces_lib.build(makers)
 
   def init(key: jax.Array) -> tuple[Tree, Tree]:
     params, stats = {}, {}
-    for i, (piece, make) in enumerate(makers.items()):
-      rngs = nnx.Rngs(params=jax.random.fold_in(key, i))
-      params[piece], stats[piece] = _split(make(rngs))
+    for i, piece in enumerate(pieces):
+      own = jax.random.fold_in(key, i)
+      params[piece], stats[piece] = piece_init(piece, own)
     return params, stats
-
-  def run(
-    piece: str, params: Tree, stats: Tree, x: ArrayLike, train: bool
-  ) -> tuple[Array, Tree]:
-    module: Any = nnx.merge(graphs[piece], params, stats)
-    y = module(jnp.asarray(x), train)
-    return y, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
   def features(
     params: Tree, stats: Tree, x: ArrayLike, train: bool
@@ -103,41 +98,7 @@ def _branch(
     logits, stats["readout"] = run("readout", *last)
     return logits, stats
 
-  pieces = tuple(makers)
-  return Branch(name, pieces, init, run, apply, features, readout)
-
-
-def count_parameters(params: Tree) -> int:
-  """Counts the numbers in a tree of arrays, or of their shapes."""
-  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-
-
-def multiply_adds(function: Callable[..., Any], *arguments: Any) -> int:
-  """Counts the multiply-adds of one call, without running it.
-
-  Convolutions and matrix products count; a loop's body as often as `lax.scan`
-  runs it, or once where that is unknown. Arguments may be shapes.
-  """
-  return _jaxpr_multiply_adds(jax.make_jaxpr(function)(*arguments).jaxpr)
-
-
-def _jaxpr_multiply_adds(jaxpr: Any) -> int:
-  total = 0
-  for equation in jaxpr.eqns:
-    out, kind = equation.outvars[0].aval.shape, equation.primitive.name
-    if kind == "conv_general_dilated":
-      kernel = equation.invars[1].aval.shape
-      features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-      total += math.prod(out) * math.prod(kernel) // features
-    elif kind == "dot_general":
-      (axes, _), _ = equation.params["dimension_numbers"]
-      left = equation.invars[0].aval.shape
-      total += math.prod(out) * math.prod(left[i] for i in axes)
-    else:
-      bodies = jax.extend.core.jaxprs_in_params(equation.params)
-      once = sum(_jaxpr_multiply_adds(body) for body in bodies)
-      total += once * equation.params.get("length", 1)
-  return total
+  return Branch(name, pieces, init, run, apply, features, readout, numerics)
 
 
 def mlp(
@@ -169,9 +130,9 @@ def mlp(
     )
 
   trunk = {f"dense{i}": layer(i) for i in range(len(hidden))}
-  last = partial(layers.BatchNorm, outputs, axis=axis, affine=False)
-  norm_last = last if output_norm else None
-  return _branch("mlp", trunk, sizes[-1], outputs, norm_last)
+  norms = partial(layers.BatchNorm, outputs, axis=axis, affine=False)
+  last = norms if output_norm else None
+  return _branch("mlp", trunk, sizes[-1], outputs, numerics, last)
 
 
 def convnet(
@@ -210,7 +171,7 @@ def convnet(
     )
 
   trunk = {f"conv{i}": layer(i) for i in range(len(widths))}
-  return _branch("convnet", trunk, sizes[-1], outputs)
+  return _branch("convnet", trunk, sizes[-1], outputs, numerics)
 
 
 def resnet_cifar(
@@ -229,7 +190,8 @@ def resnet_cifar(
   `stage1.block0`, ..., `stage3.block{n-1}`, `readout`.
 
   Args:
-    depth: 6 n + 2 for n blocks a stage, or the blocks of each stage.
+    depth: 6 n + 2 for n blocks a stage: 20, 32, 44, 56 or 110; or the blocks
+      of each stage.
     outputs: width of the logits, the reference output included.
     widths: features of the stem and of each stage.
     norm: `batch` or `group`.
@@ -297,4 +259,4 @@ def _resnet(
   for stage, count in enumerate(counts, 1):
     for i in range(count):
       trunk[f"stage{stage}.block{i}"] = block(stage, i)
-  return _branch(name, trunk, widths[-1], outputs)
+  return _branch(name, trunk, widths[-1], outputs, numerics)

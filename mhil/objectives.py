@@ -50,6 +50,32 @@ class Step(NamedTuple):
   side: Tree
 
 
+class Stage(NamedTuple):
+  """A stretch of a branch that learns apart, from what reaches it.
+
+  Attributes:
+    names: of the pieces that it owns, a part of the branch's parameters.
+    step: as `Objective.step`, of its own pieces; `side` is a `Crossing`, of
+      which it replaces what leaves.
+    arrives: shapes of what reaches it, a tree of those of one sample; `{}`
+      for the first, which reads the batch's images.
+    images: whether it, or a stage behind it, reads the images; every first
+      one has them.
+  """
+
+  names: tuple[str, ...]
+  step: Callable[..., Step]
+  arrives: Tree
+  images: bool
+
+
+class Crossing(NamedTuple):
+  """What reaches a stage and what leaves it, `[b, ...]` each, of one head."""
+
+  arrived: Tree
+  leaves: Tree
+
+
 class Objective(NamedTuple):
   """A way to train one branch.
 
@@ -62,6 +88,8 @@ class Objective(NamedTuple):
     settle: `(params, stats, images) -> stats`: normalisation statistics moved
       towards those of the network that is tested, where training collects
       those of another; None where they are the same.
+    spread: `(run, mesh) -> run`, how its parts lie along `stage`; see
+      `stages`. None where they cannot.
   """
 
   name: str
@@ -70,6 +98,7 @@ class Objective(NamedTuple):
   predict: Callable[[Tree, Tree, Array], Float[Array, "b k"]]
   features: Callable[[Tree, Tree, Array], Float[Array, "b f"]]
   settle: Callable[[Tree, Tree, Array], Tree] | None = None
+  spread: Callable[..., Any] | None = None
 
 
 def end_to_end(branch: networks.Branch) -> Objective:

@@ -38,6 +38,18 @@ class Apart(NamedTuple):
   rest: Any
 
 
+class Parted(NamedTuple):
+  """What the state of a run holds of heads whose branches are in parts.
+
+  Attributes:
+    bank: the parts, `[l, h, n, ...]`.
+    apart: what they need besides.
+  """
+
+  bank: Any
+  apart: Any
+
+
 class Partition(NamedTuple):
   """A way to train a branch in parts; the functions see one head.
 
@@ -88,8 +100,19 @@ NONE = Partition(
 
 
 def spec(partition: Partition) -> Tree:
-  """How `Apart` lies on the mesh."""
-  return () if partition is NONE else Apart(P(), partition.layout.spec)
+  """How the heads lie on the mesh."""
+  whole = partition.layout.spec
+  return whole if partition is NONE else Parted(whole, Apart(P(), whole))
+
+
+def bank_of(held: Any) -> Bank:
+  """The bank in what a state holds of heads."""
+  return held.bank if isinstance(held, Parted) else held
+
+
+def with_bank(held: Any, bank: Bank) -> Any:
+  """The same with another bank."""
+  return held._replace(bank=bank) if isinstance(held, Parted) else bank
 
 
 def trees(bank: Bank, deal: bool) -> dict[str, Tree]:
@@ -104,8 +127,8 @@ def fresh(
   optimizer: optax.GradientTransformation,
   count: int,
   mesh: Mesh,
-) -> Callable[[jax.Array], tuple[Bank, Any]]:
-  """`key -> (bank, apart)` of `count` fresh heads, as `heads.initializer`'s.
+) -> Callable[[jax.Array], Any]:
+  """`key -> Parted` of `count` fresh heads; a `Bank` for `NONE`.
 
   A branch is drawn on the host and each device gets its part, for no device
   may have room for all. Parts hold their units in order, until a first
@@ -119,8 +142,7 @@ def fresh(
     mesh: where they lie.
   """
   if partition is NONE:
-    whole = jax.jit(heads.initializer(objective, optimizer, count, mesh))
-    return lambda key: (whole(key), ())
+    return jax.jit(heads.initializer(objective, optimizer, count, mesh))
   l, h = bank_lib.rows(count, mesh)
   n, layout = partition.parts, partition.layout
   host = jax.local_devices(backend="cpu")[0]
@@ -144,7 +166,7 @@ def fresh(
     bad = np.full((l, h, n), -1, np.int32)
     state = params, trees["stats"], opened(params), side
     apart = Apart(jax.device_put(index, NamedSharding(mesh, P())), rest)
-    return Bank(*state, place(blank), place(bad)), apart
+    return Parted(Bank(*state, place(blank), place(bad)), apart)
 
   return make
 
@@ -154,11 +176,12 @@ def exchange(
   optimizer: optax.GradientTransformation,
   mesh: Mesh,
   renew: bool,
-) -> Callable[..., tuple[Bank, Apart]]:
-  """`(bank, apart, key) -> (bank, apart)` of the next round; to be jitted."""
+) -> Callable[..., Parted]:
+  """`(Parted, key) -> Parted` of the next round; to be jitted."""
   layout, deal = partition.layout, partition.deal
 
-  def local(bank, apart, key):
+  def local(parted, key):
+    bank, apart = parted
     new = draw(key, apart.index) if renew else apart.index
 
     def one(bank, rest):
@@ -169,12 +192,10 @@ def exchange(
     rows = jax.tree.map(lambda x: x[:, 0], layout.enter((bank, apart.rest)))
     out = jax.tree.map(lambda x: x[:, None], jax.vmap(one)(*rows))
     bank, rest = layout.leave(out)
-    return bank, Apart(new, rest)
+    return Parted(bank, Apart(new, rest))
 
-  specs = layout.spec, spec(partition)
-  return jax.shard_map(
-    local, mesh=mesh, in_specs=(*specs, P()), out_specs=specs
-  )
+  held = spec(partition)
+  return jax.shard_map(local, mesh=mesh, in_specs=(held, P()), out_specs=held)
 
 
 def draw(key: jax.Array, index: Index) -> Index:
@@ -193,7 +214,7 @@ def draw(key: jax.Array, index: Index) -> Index:
 def whole(
   partition: Partition, objective: objectives.Objective, mesh: Mesh
 ) -> Callable[..., Bank]:
-  """`(bank, apart) -> bank` of whole branches, `bank.WHOLE`; to be jitted.
+  """`Parted -> bank` of whole branches, `bank.WHOLE`; to be jitted.
 
   Every device of a head gets all of it, as a test needs. Optimiser and side
   state are left out.
@@ -219,24 +240,25 @@ def whole(
     out_specs=bank_lib.SPEC,
   )
 
-  def merge(bank, apart):
-    if partition is NONE:
-      return bank
+  def merge(parted):
+    bank, apart = parted
     held = bank._replace(opt=(), side=()), apart.rest
     return spread(*jax.reshard(held, where), apart.index)
 
   return merge
 
 
-def renewed(apart: Any) -> Any:
-  """`apart` as a new task finds it: no old optimiser state."""
-  if not apart:
-    return apart
+def renewed(held: Any, init: Callable[[Tree], Tree]) -> Any:
+  """Heads as a new task finds them: with new optimiser state."""
+  bank = bank_of(held)
+  new = with_bank(held, bank._replace(opt=init(bank.params)))
+  if not isinstance(held, Parted):
+    return new
   rest = {
     name: jnp.zeros_like(x) if name.startswith("opt") else x
-    for name, x in apart.rest.items()
+    for name, x in held.apart.rest.items()
   }
-  return apart._replace(rest=rest)
+  return new._replace(apart=held.apart._replace(rest=rest))
 
 
 def coverage(partition: Partition, indices: list[Index]) -> float:

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -22,12 +21,14 @@ from mhil import (
   scoring,
   served,
   sharding,
+  stages,
   streams,
   transforms,
 )
 from mhil import data as data_lib
+from mhil import run as run_lib
 from mhil.recipe import Recipe
-from mhil.run import Run, scalar, shown, start
+from mhil.run import Run, rate_of, scalar, shown, start
 
 
 def build(
@@ -44,9 +45,11 @@ def build(
   """Checks that the parts fit, places the data, compiles the programs."""
   transform = transform or transforms.none(dataset.classes)
   check(mesh, stream, dataset, recipe, transform.size)
+  check_spread(mesh, objective)
   check_parts(mesh, recipe, transform, partition)
+  home = stages.meshes(mesh)[0]
   run = Run(
-    mesh,
+    home,
     stream,
     dataset,
     objective,
@@ -55,63 +58,120 @@ def build(
     recipe,
     seed,
     plan.phases(stream, dataset.train_labels, recipe, transform.size),
-    *inputs.resident(stream, dataset, recipe, seed, mesh),
+    *inputs.resident(stream, dataset, recipe, seed, home),
     None,
     lambda state, done: state,
-    lambda state, rows: state.bank,
+    lambda bank: bank,
+    run_lib.read,
+    lambda state: [state.step],
     None,
     partitions.fresh(
-      partition, objective, recipe.optimizer, len(stream.tasks), mesh
+      partition, objective, recipe.optimizer, len(stream.tasks), home
     ),
-    jax.jit(heads.each(recipe.optimizer.init, mesh, partition.layout)),
-    jax.jit(scoring.head_features(mesh, dataset, objective)),
+    None,
+    jax.jit(scoring.head_features(home, dataset, objective)),
     [],
     (0, 0),
+    (),
+    mesh,
     partition,
   )
-  feed = phases.open_phase(run, run.phases[0])
   run = parting.attach(run)
-  state = start(run)
+  if objective.spread is not None and mesh.shape["stage"] > 1:
+    run = objective.spread(run, mesh)
+  else:
+    run = _whole(run)
+  bank = start(run).bank
+  tally = scoring.evaluate(
+    scoring.class_scores(home, dataset, objective, loss),
+    test_batch(home, recipe),
+  )
+  tallying = jax.jit(tally).lower(
+    run.whole(bank),
+    phases.open_phase(run, run.phases[0]).task,
+    inputs.shapes(run)[1],
+    scalar(0, home),
+  )
+  before = compiling.count()
+  counting = tallying.compile()
+  compiles = run.compiles[0], compiling.count() - before
+  return run._replace(tally=counting, compiles=compiles)
+
+
+def _whole(run: Run) -> Run:
+  """The run with its programs, where a branch is one part."""
+  recipe = run.recipe
   step = programs.train_step(
-    mesh,
-    dataset,
-    partition.part or objective,
-    loss,
+    run.mesh,
+    run.dataset,
+    run.partition.part or run.objective,
+    run.loss,
     recipe.optimizer,
     rate_of(recipe),
     recipe.train_heads,
-    transform,
+    run.transform,
     recipe.correction,
     recipe.streamed,
-    partition,
+    run.partition,
   )
-  given, tested = inputs.shapes(run)
-  tally = scoring.evaluate(
-    scoring.class_scores(mesh, dataset, objective, loss),
-    test_batch(mesh, recipe),
-  )
+  state, feed = start(run), phases.open_phase(run, run.phases[0])
   lowered = jax.jit(step, donate_argnums=0).lower(
-    shown(run, state), inputs.batches(run, feed, 0), feed.task, given
+    shown(run, state),
+    inputs.batches(run, feed, 0),
+    feed.task,
+    inputs.shapes(run)[0],
   )
   before = compiling.count()
   compiled = lowered.compile()
-  between = compiling.count()
-  tallying = jax.jit(tally).lower(
-    run.whole(state, phases.at_hand(run, state, 0)),
-    feed.task,
-    tested,
-    scalar(0, mesh),
-  )
-  counting = tallying.compile()
-  after = compiling.count()
+  compiles = compiling.count() - before
+  # Now, for a resumed run needs it first in the middle of the stream.
+  how = recipe.optimizer.init, run.mesh, run.partition.layout
+  params = partitions.bank_of(state.bank).params
+  optimizer = jax.jit(heads.each(*how)).lower(params).compile()
   return run._replace(
     step=_served(run, compiled),
-    tally=counting,
-    # Now, for a resumed run needs it first in the middle of the stream.
-    reset=run.reset.lower(state.bank.params).compile(),
-    compiles=(between - before, after - between),
-    traffic=sharding.collectives(compiled, mesh),
+    reset=lambda held: partitions.renewed(held, optimizer),
+    compiles=(compiles, 0),
+    programs=(compiled,),
+    traffic=sharding.collectives(compiled, run.mesh),
   )
+
+
+def check_spread(mesh: Mesh, objective: objectives.Objective) -> None:
+  """Raises ValueError where an objective has no parts for `stage`."""
+  if mesh.shape["stage"] > 1 and objective.spread is None:
+    raise ValueError(
+      f"mesh.stage={mesh.shape['stage']} would do the same work several times, "
+      f"since {objective.name} learning has no parts for it; use mesh.stage=1"
+    )
+
+
+def check_parts(
+  mesh: Mesh,
+  recipe: Recipe,
+  transform: transforms.Transform,
+  partition: partitions.Partition,
+) -> None:
+  """Raises ValueError unless each part gets as many samples as any other."""
+  subnet, data = mesh.shape["subnet"], mesh.shape["data"]
+  if partition.parts != subnet:
+    raise ValueError(
+      f"mesh.subnet={subnet} is not the {partition.parts} parts of the "
+      f"partition {partition.name}; use mesh.subnet={partition.parts}"
+    )
+  if subnet > 1 and mesh.shape["stage"] > 1:
+    raise ValueError(
+      f"mesh.stage={mesh.shape['stage']} cuts a branch that mesh.subnet="
+      f"{subnet} cuts too; use mesh.stage=1"
+    )
+  each = data * subnet
+  sizes = {"train.batch": recipe.batch, "memory.draws": transform.added}
+  for field, size in sizes.items():
+    if size % each:
+      raise ValueError(
+        f"{field}={size} does not divide by mesh.data={data} times "
+        f"mesh.subnet={subnet}; use {max(1, round(size / each)) * each}"
+      )
 
 
 def _served(run: Run, step: Any) -> Any:
@@ -174,29 +234,6 @@ def check(
       )
 
 
-def check_parts(
-  mesh: Mesh,
-  recipe: Recipe,
-  transform: transforms.Transform,
-  partition: partitions.Partition,
-) -> None:
-  """Raises ValueError unless each part gets as many samples as any other."""
-  subnet, data = mesh.shape["subnet"], mesh.shape["data"]
-  if partition.parts != subnet:
-    raise ValueError(
-      f"mesh.subnet={subnet} is not the {partition.parts} parts of the "
-      f"partition {partition.name}; use mesh.subnet={partition.parts}"
-    )
-  each = data * subnet
-  sizes = {"train.batch": recipe.batch, "memory.draws": transform.added}
-  for field, size in sizes.items():
-    if size % each:
-      raise ValueError(
-        f"{field}={size} does not divide by mesh.data={data} times "
-        f"mesh.subnet={subnet}; use {max(1, round(size / each)) * each}"
-      )
-
-
 def test_batch(mesh: Mesh, recipe: Recipe) -> int:
   """Samples of an evaluation step; a multiple of the `data` axis."""
   data = mesh.shape["data"]
@@ -240,16 +277,3 @@ def _check_tested(stream: streams.Stream, dataset: data_lib.Dataset) -> None:
         f"data.name={dataset.name} has no test image of classes {classes}, all "
         f"of task {t}; add some, or join tasks by stream.sizes"
       )
-
-
-def rate_of(recipe: Recipe):
-  """`(step, task) -> learning rate`, for training and balanced passes."""
-
-  def rate(step, task):
-    of = step - task.first_step, task.steps
-    if not recipe.balanced_epochs:
-      return recipe.rate(*of)
-    balanced = recipe.balanced_rate(*of)
-    return jnp.where(task.balanced, balanced, recipe.rate(*of))
-
-  return rate

@@ -32,13 +32,11 @@ class State(NamedTuple):
     step: `[]` global step, over all tasks.
     bank: the heads.
     memory: what the batch transform remembers.
-    apart: what parts that are trained apart need besides; see `partitions`.
   """
 
   step: Any
   bank: Any
   memory: Any
-  apart: Any = ()
 
 
 class Samples(NamedTuple):
@@ -96,27 +94,31 @@ def train_step(
 
   With `streamed`, the images of `samples` are this step's batch.
   """
-  layout, spec = partition.layout, state_spec(transform, partition)
+
+  spec = state_spec(transform, partition)
+  layout = partition.layout
+  how = correction, streamed, layout
+  begin = beginning(dataset, loss, transform, *how)
 
   def local(state, epoch, task, samples):
-    images_key, heads_key, memory_key = keys(samples.key, state.step)
-    counts = task.counts + transform.expected(state.memory)
-    batch, everyone = take(state.step, epoch, task, samples, streamed)
-    memory, batch = transform.apply(state.memory, batch, everyone, memory_key)
+    memory, prior, batch, key = begin(
+      state.step, state.memory, epoch, task, samples
+    )
     bank = heads.update(
-      layout.enter(state.bank),
+      layout.enter(partitions.bank_of(state.bank)),
       task,
-      priors(counts, task, samples, loss, correction),
-      inputs_of(share(batch, layout), samples, images_key, dataset),
+      prior,
+      batch,
       state.step,
-      heads_key,
+      key,
       objective=objective,
       loss=loss,
       optimizer=optimizer,
       rate=rate,
       train_heads=train_heads,
     )
-    return State(state.step + 1, layout.leave(bank), memory, state.apart)
+    bank = partitions.with_bank(state.bank, layout.leave(bank))
+    return State(state.step + 1, bank, memory)
 
   return jax.shard_map(
     local,
@@ -129,6 +131,34 @@ def train_step(
     ),
     out_specs=spec,
   )
+
+
+def beginning(
+  dataset: data_lib.Dataset,
+  loss: losses.Loss,
+  transform: transforms.Transform,
+  correction: bool,
+  streamed: bool,
+  layout: bank_lib.Layout = bank_lib.WHOLE,
+) -> Callable[..., tuple[Any, jax.Array, objectives.Batch, jax.Array]]:
+  """What comes before the heads in a step; runs in `shard_map`.
+
+  Returns:
+    `(step, memory, epoch, task, samples) -> (memory, prior [l, c+1], batch,
+    key)`, the batch and the key as `heads.update` takes them.
+  """
+
+  def begin(step, memory, epoch, task, samples):
+    images_key, heads_key, memory_key = keys(samples.key, step)
+    counts = task.counts + transform.expected(memory)
+    batch, everyone = take(step, epoch, task, samples, streamed)
+    memory, batch = transform.apply(memory, batch, everyone, memory_key)
+    prior = priors(counts, task, samples, loss, correction)
+    batch = share(batch, layout)
+    given = inputs_of(batch, samples, images_key, dataset)
+    return memory, prior, given, heads_key
+
+  return begin
 
 
 def keys(root: jax.Array, step: Any) -> jax.Array:
@@ -175,10 +205,7 @@ def share(batch: transforms.Batch, layout: bank_lib.Layout) -> transforms.Batch:
   if "subnet" not in layout.axes:
     return batch
   n, me = lax.axis_size("subnet"), lax.axis_index("subnet")
-  return jax.tree.map(
-    lambda x: x.reshape(-1, n, *x.shape[1:])[:, me],
-    batch,
-  )
+  return jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:])[:, me], batch)
 
 
 def inputs_of(
@@ -236,6 +263,4 @@ def state_spec(
   partition: partitions.Partition = partitions.NONE,
 ) -> State:
   """How the state lies on the mesh."""
-  return State(
-    P(), partition.layout.spec, transform.spec, partitions.spec(partition)
-  )
+  return State(P(), partitions.spec(partition), transform.spec)

@@ -30,24 +30,32 @@ class Run(NamedTuple):
   """What the loop over tasks works with.
 
   Attributes:
-    mesh, stream, dataset, objective, loss, transform, recipe, seed, partition:
-      as handed in.
+    mesh, stream, dataset, objective, loss, transform, recipe, seed: as handed
+      in.
     phases: what each stretch of global steps trains on.
     train_set, test_set: samples on the devices, tests sorted by head; of a
       streamed set, without images.
     step: compiled `(state, epoch, task, samples) -> state`.
     exchange: `(state, steps done) -> state`, after each step: what parts that
       are trained apart tell each other now and then.
-    whole: `(state, rows) -> bank` with each head's whole branch where the parts
-      of a branch are trained apart; what tests, predictions and hashes read.
-      `rows` of the training set may be looked at to settle its statistics.
+    whole: `bank -> bank` with each head's whole branch where the parts of a
+      branch are trained apart; what tests, predictions and hashes read.
+    settle: `(bank, rows) -> bank` of whole branches, with the statistics that
+      tests want, for which it may look at `rows` of the training set.
+    read: `state -> (state, loss [l, h, ..], bad_step [l, h, ..])`, the state
+      with cleared losses.
+    clocks: `state -> arrays` that are ready when its devices are done so far.
     tally: compiled `(bank, task, samples, seen) -> metrics.Tally`.
-    fresh: jitted `key -> Bank`.
-    reset: compiled `parameters -> optimiser states`, for every head.
+    fresh: `key -> bank`.
+    reset: `bank -> bank` with new optimiser state, for every head.
     features: jitted `(bank, head, images) -> [h, b, f]`.
-    compiles: how often XLA compiled `step` and `tally`.
-    traffic: the collectives of `step`, read from its optimised program.
-    exchanged: those of one `exchange`.
+    compiles: how often XLA compiled a step's programs and `tally`.
+    programs: the compiled programs of a step, one or one a stage.
+    traffic: their collectives, read from the optimised programs.
+    grid: all devices; `mesh` is the part of them where the data lie, and the
+      first stage.
+    partition: how a branch falls into parts along `subnet`.
+    exchanged: the collectives of one exchange between them.
   """
 
   mesh: Mesh
@@ -63,15 +71,22 @@ class Run(NamedTuple):
   test_set: programs.Samples
   step: Any
   exchange: Callable[[programs.State, int], programs.State]
-  whole: Callable[[programs.State, np.ndarray], bank_lib.Bank]
+  whole: Callable[[Any], bank_lib.Bank]
+  read: Callable[[programs.State], tuple[programs.State, Any, Any]]
+  clocks: Callable[[programs.State], Any]
   tally: Any
   fresh: Any
   reset: Any
   features: Any
   traffic: list[sharding.Collective]
   compiles: tuple[int, int]
+  programs: tuple[Any, ...]
+  grid: Mesh
   partition: partitions.Partition = partitions.NONE
   exchanged: tuple[sharding.Collective, ...] = ()
+  settle: Callable[[bank_lib.Bank, np.ndarray], bank_lib.Bank] = (
+    lambda bank, rows: bank
+  )
 
   def phases_of(self, t: int) -> tuple[plan.Phase, ...]:
     """The phases of task `t`, in order."""
@@ -92,20 +107,24 @@ class Pace:
   """Keeps the host from running further ahead of the devices than it may.
 
   Where a set is streamed that is two steps: the batches in flight take room,
-  and only a host that keeps in step can tell whether it waited for data.
+  and only a host that keeps in step can tell whether it waited for data. It
+  is two also where stages hand on features, which would pile up before a slow
+  one.
   """
 
   def __init__(self, run: Run):
     self._ahead = 0 if run.one_at_a_time else 2
-    self._free = not (run.one_at_a_time or run.recipe.streamed)
-    self._marks: collections.deque[jax.Array] = collections.deque()
+    apart = len(run.programs) > 1
+    self._free = not (run.one_at_a_time or run.recipe.streamed or apart)
+    self._clocks = run.clocks
+    self._marks: collections.deque[Any] = collections.deque()
 
   def __call__(self, state: programs.State) -> None:
     """Waits until the devices are near enough."""
     if self._free:
       return
     # A copy: the next step takes the state's own buffer.
-    self._marks.append(state.step + 0)
+    self._marks.append([x + 0 for x in self._clocks(state)])
     if len(self._marks) > self._ahead:
       jax.block_until_ready(self._marks.popleft())
 
@@ -115,9 +134,9 @@ def start(run: Run, generation: int = 0) -> programs.State:
   # Apart from the keys of steps, which are counted up from 0.
   key = jax.random.fold_in(jax.random.key(run.seed), 2**32 - 1)
   key = jax.random.fold_in(key, generation)
-  bank, apart = run.fresh(sharding.replicated(key, run.mesh))
+  bank = run.fresh(sharding.replicated(key, run.mesh))
   memory = run.transform.init()
-  return programs.State(scalar(0, run.mesh), bank, memory, apart)
+  return programs.State(scalar(0, run.mesh), bank, memory)
 
 
 def shown(run: Run, state: programs.State) -> programs.State:
@@ -132,17 +151,14 @@ def refit(run: Run, saved: programs.State, like: programs.State):
   """A state that was saved on another mesh, laid out like `like`."""
   bank = jax.tree.map(bank_lib.deal, saved.bank, like.bank)
   memory = run.transform.refit(saved.memory, like.memory)
-  apart = jax.tree.map(bank_lib.deal, saved.apart, like.apart)
-  return programs.State(saved.step, bank, memory, apart)
+  return programs.State(saved.step, bank, memory)
 
 
 def renew(run: Run, state: programs.State, t: int) -> programs.State:
   """New optimiser state for task `t`; from scratch, new parameters too."""
   if run.recipe.from_scratch and t:
-    new = start(run, t)
-    return state._replace(bank=new.bank, apart=new.apart)
-  bank = state.bank._replace(opt=run.reset(state.bank.params))
-  return state._replace(bank=bank, apart=partitions.renewed(state.apart))
+    return state._replace(bank=start(run, t).bank)
+  return state._replace(bank=run.reset(state.bank))
 
 
 def training(run: Run, t: int) -> tuple[int, ...]:
@@ -152,10 +168,10 @@ def training(run: Run, t: int) -> tuple[int, ...]:
 
 def read(state: programs.State):
   """The state with cleared losses, and copies of losses and bad steps."""
-  loss, bad = state.bank.loss, state.bank.bad_step
-  clear, loss, bad = _read(loss, bad)
-  bank = state.bank._replace(loss=clear)
-  return state._replace(bank=bank), loss, bad
+  bank = partitions.bank_of(state.bank)
+  clear, loss, bad = _read(bank.loss, bank.bad_step)
+  held = partitions.with_bank(state.bank, bank._replace(loss=clear))
+  return state._replace(bank=held), loss, bad
 
 
 @jax.jit
@@ -167,3 +183,16 @@ def _read(loss, bad):
 def scalar(x, mesh: Mesh) -> jax.Array:
   """An int32 on every device."""
   return sharding.place(np.int32(x), mesh, P())
+
+
+def rate_of(recipe: Recipe):
+  """`(step, task) -> learning rate`, for training and balanced passes."""
+
+  def rate(step, task):
+    of = step - task.first_step, task.steps
+    if not recipe.balanced_epochs:
+      return recipe.rate(*of)
+    balanced = recipe.balanced_rate(*of)
+    return jnp.where(task.balanced, balanced, recipe.rate(*of))
+
+  return rate

@@ -5,6 +5,7 @@ from typing import Any
 from mhil import config as config_lib
 
 RESNETS = (
+  "resnet14",
   "resnet20",
   "resnet32",
   "resnet110",
@@ -20,17 +21,24 @@ CHOICES = {
   "subnets.state": ("reset", "deal"),
   "subnets.statistics": ("running", "batch", "collected"),
   "subnets.dealt": ("longest", "all"),
+  "objective.name": ("end_to_end", "local"),
+  "local.lists": ("published", "balanced", "measured"),
+  "local.mode": ("R0", "E", "R1", "R1E", "R2", "R4", "R8", "R16"),
+  "local.classifier": ("0c1f", "0c2f", "1c1f", "1c2f", "1c3f", "2c2f"),
+  "local.loss": ("softmax", "contrast"),
   "loss.name": ("dce", "distributed_ce", "ce"),
   "loss.reference": ("learned", "zero", "per_class", "none"),
   "loss.correction": ("auto", "on", "off"),
   "optimizer.name": ("adam", "sgd"),
-  "optimizer.schedule": ("constant", "cosine", "steps"),
+  "optimizer.schedule": ("constant", "cosine", "epoch_cosine", "steps"),
   "memory.policy": ("balanced", "per_class", "reservoir"),
   "memory.selection": ("stream", "herding"),
   "memory.scope": ("global", "local"),
   "memory.place": ("device", "host"),
   "train.train_heads": ("all", "readout", "new"),
 }
+# What can be cut along mesh.stage.
+STAGED = ("local",)
 KINDS: dict[type, str] = {
   bool: "true or false",
   int: "a whole number",
@@ -52,6 +60,11 @@ RANGE: dict[str, tuple[float, float]] = {
   "stream.order_seed": (-1, 2**32 - 1),
   "data.limit": (0, INF),
   "subnets.local_steps": (1, INF),
+  "local.modules": (1, INF),
+  "local.restore_first": (0, INF),
+  "local.restore_last": (0, INF),
+  "local.task_first": (0, INF),
+  "local.task_last": (0, INF),
   "loss.smoothing": (0, 0.99),
   "memory.size": (-1, INF),
   "memory.draws": (1, INF),
@@ -92,12 +105,7 @@ def validate(config: config_lib.Config) -> None:
       limit = f" to {most}" if most < INF else " or more"
       out = f"{field}={flat[field]} is out of range"
       raise ValueError(f"{out}; use {least}{limit}")
-  for field in ("mesh.stage",):
-    if flat[field] > 1:
-      raise ValueError(
-        f"{field}={flat[field]} would do the same work several times, since "
-        f"nothing is cut along it yet; use {field}=1"
-      )
+  _check_stages(config)
   if config.optimizer.schedule == "steps" and not config.optimizer.milestones:
     raise ValueError(
       "optimizer.milestones=() makes optimizer.schedule=steps constant; name "
@@ -113,6 +121,46 @@ def validate(config: config_lib.Config) -> None:
     raise ValueError(
       f"network.widths={config.network.widths} is no network; use positive "
       "widths such as (64,)"
+    )
+  _check_local(config)
+
+
+def _check_stages(config: config_lib.Config) -> None:
+  stage = config.mesh.stage
+  if stage == 1:
+    return
+  if config.objective.name not in STAGED:
+    raise ValueError(
+      f"mesh.stage={stage} would do the same work several times, since nothing "
+      f"is cut along it with objective.name={config.objective.name}; use "
+      "mesh.stage=1"
+    )
+  if config.optimizer.clip:
+    raise ValueError(
+      f"optimizer.clip={config.optimizer.clip} asks for the norm of a whole "
+      f"gradient, which mesh.stage={stage} holds in parts; use optimizer.clip=0"
+    )
+
+
+def _check_local(config: config_lib.Config) -> None:
+  local = config.local
+  cut = local.modules > 1 or bool(local.cuts)
+  if cut and config.objective.name != "local":
+    raise ValueError(
+      f"local.modules={local.modules} and local.cuts={local.cuts} cut nothing "
+      f"with objective.name={config.objective.name}; use objective.name=local"
+    )
+  if local.modules > 1 and local.cuts:
+    raise ValueError(
+      f"local.modules={local.modules} and local.cuts={local.cuts} both say "
+      "where to cut; use local.modules=1 with local.cuts"
+    )
+  # Their normaliser is that of the heads' logits, not of an auxiliary one's.
+  own = local.loss == "softmax" and local.isolated
+  if cut and own and config.loss.name != "dce":
+    raise ValueError(
+      f"loss.name={config.loss.name} couples the heads, which an auxiliary "
+      "classifier has no part in; use loss.name=dce or local.loss=contrast"
     )
 
 

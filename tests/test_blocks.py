@@ -167,7 +167,7 @@ def build():
 
 
 def whole_of(run, state):
-  bank = run.whole(state, np.zeros(0, np.int32))
+  bank = run.whole(state.bank)
   return jax.tree.map(np.array, (bank.params, bank.stats))
 
 
@@ -179,7 +179,7 @@ class TestOnTheMesh:
     before, seen = whole_of(run, state), set()
     for done in range(2, 12, 2):
       state = run.exchange(state, done)
-      seen.add(np.asarray(state.apart.index["stage2"]).tobytes())
+      seen.add(np.asarray(state.bank.apart.index["stage2"]).tobytes())
     assert len(seen) > 1, "always the same subnets"
     after = whole_of(run, state)
     for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after)):
@@ -188,7 +188,7 @@ class TestOnTheMesh:
 
   def test_bytes_are_those_of_the_formula(self):
     run = build()
-    bank = run_lib.start(run).bank
+    bank = run_lib.start(run).bank.bank
     one = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape[3:], x.dtype),
       partitions.trees(bank, True),

@@ -82,7 +82,7 @@ def everything():
 
 
 def whole(run, state):
-  return run.whole(state, np.zeros(0, np.int32))
+  return run.whole(state.bank)
 
 
 def after(run, steps, exchanging=True):
@@ -135,9 +135,11 @@ class TestExchange:
     run = build(n)
     before = after(run, EVERY, exchanging=False)
     joined = jax.tree.map(np.array, whole(run, before))
-    old = jax.tree.map(np.array, before.apart.index)
+    old = jax.tree.map(np.array, before.bank.apart.index)
     then = run.exchange(before, EVERY)
-    assert any(not np.array_equal(old[k], then.apart.index[k]) for k in old)
+    assert any(
+      not np.array_equal(old[k], then.bank.apart.index[k]) for k in old
+    )
     # Nothing is lost: the branch is the same before and after. Shared leaves
     # are averaged, of equal copies then.
     for name in "params", "stats":
@@ -147,9 +149,9 @@ class TestExchange:
     for head in range(3):
       flat = cut.flat(of(joined, head))
       for i in range(n):
-        mine = {k: np.asarray(t)[i] for k, t in then.apart.index.items()}
+        mine = {k: np.asarray(t)[i] for k, t in then.bank.apart.index.items()}
         want = cutting.take(cut, flat, mine)
-        got = cut.flat(of(then.bank, head, i))
+        got = cut.flat(of(then.bank.bank, head, i))
         for name in want:
           np.testing.assert_array_equal(got[name], want[name], err_msg=name)
 
@@ -159,10 +161,10 @@ class TestExchange:
     state = run_lib.start(run)
     for done in range(EVERY, 4 * EVERY, EVERY):
       state = run.exchange(state, done)
-      for name, table in state.apart.index.items():
+      for name, table in state.bank.apart.index.items():
         units = dict(dense0=8, dense1=16)[name]
         assert sorted(np.asarray(table).ravel()) == list(range(units))
-      seen.append(np.asarray(state.apart.index["dense1"]).tobytes())
+      seen.append(np.asarray(state.bank.apart.index["dense1"]).tobytes())
     assert len(set(seen)) == len(seen), "each round has other subnets"
 
   def test_permutations_are_uniform(self):
@@ -181,7 +183,7 @@ class TestExchange:
     run = build(2)
     a, b = run_lib.start(run), after(run, 2)
     a, b = (run.exchange(state, EVERY) for state in (a, b))
-    assert same(a.apart.index, b.apart.index)
+    assert same(a.bank.apart.index, b.bank.apart.index)
 
   def test_between_rounds_nothing_happens(self):
     run = build(2)
@@ -193,23 +195,25 @@ class TestExchange:
     (phase,) = run.phases_of(0)
     assert phase.steps.stop % EVERY, "not short"
     state = run_lib.start(run)
-    old = leaves(state.apart.index)
+    old = leaves(state.bank.apart.index)
     state = run.exchange(state, phase.steps.stop)
     assert any(not np.array_equal(x, y) for x, y in zip(
-      old, leaves(state.apart.index)
+      old, leaves(state.bank.apart.index)
     ))  # fmt: skip
 
   @pytest.mark.parametrize("deal", [False, True])
   def test_the_optimiser_is_reset_or_dealt(self, deal):
     run = build(2, deal=deal)
     before = after(run, EVERY, exchanging=False)
-    held = {"opt": jax.tree.map(lambda x: np.array(x)[0, 0], before.bank.opt)}
-    old = jax.tree.map(np.array, before.apart.index)
+    held = {
+      "opt": jax.tree.map(lambda x: np.array(x)[0, 0], before.bank.bank.opt)
+    }
+    old = jax.tree.map(np.array, before.bank.apart.index)
     state = run.exchange(before, EVERY)
-    assert any(name.startswith("opt") for name in state.apart.rest) == deal
-    counts = np.asarray(state.bank.opt[0].count)
+    assert any(name.startswith("opt") for name in state.bank.apart.rest) == deal
+    counts = np.asarray(state.bank.bank.opt[0].count)
     assert (counts[0] == (EVERY if deal else 0)).all()
-    mean = np.asarray(state.bank.opt[0].mu["dense0"]["dense"]["kernel"])
+    mean = np.asarray(state.bank.bank.opt[0].mu["dense0"]["dense"]["kernel"])
     if not deal:
       assert not mean.any()
       return
@@ -217,7 +221,7 @@ class TestExchange:
     parts = jax.vmap(cut.flat)(held)
     name = next(k for k in parts if "mu|dense0.dense.kernel" in k)
     joined = cutting.merge(cut, {name: parts[name]}, {}, old)[name]
-    new = state.apart.index["dense0"]
+    new = state.bank.apart.index["dense0"]
     for i in range(2):
       np.testing.assert_array_equal(mean[0, 0, i], joined[:, new[i]])
 
@@ -241,7 +245,7 @@ class TestTraffic:
 
   @staticmethod
   def check(run):
-    bank = run_lib.start(run).bank
+    bank = run_lib.start(run).bank.bank
     one = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape[3:], x.dtype),
       partitions.trees(bank, run.partition.deal),
@@ -260,10 +264,10 @@ class TestTraffic:
       ("all-reduce", 3 * 3 * 4)
     ]
     state = run_lib.start(run)
-    index = leaves(state.apart.index)
+    index = leaves(state.bank.apart.index)
     order = cutting.home(subnets.neurons(HIDDEN, 2))
     assert not same(index, order), "not drawn"
-    assert same(run.exchange(state, EVERY).apart.index, index)
+    assert same(run.exchange(state, EVERY).bank.apart.index, index)
 
 
 class TestSamples:
@@ -291,7 +295,7 @@ class TestSamples:
     order = inputs.order_of(run, tiny.feed(run, 0), 0)
     real = (order[-1] >= 0).reshape(-1, 4).sum(0)
     state = after(run, phase.per_epoch, exchanging=False)
-    assert all(np.isfinite(x).all() for x in leaves(state.bank.params))
+    assert all(np.isfinite(x).all() for x in leaves(state.bank.bank.params))
     assert real.min() > 0 or phase.rows % 32
 
   def test_a_task_is_learnt_and_not_by_chance(self):
@@ -308,12 +312,15 @@ class TestBaselines:
   def test_local_sgd_averages_its_copies(self):
     run = build(2, method="local_sgd")
     before = after(run, EVERY, exchanging=False)
-    params, others = leaves(before.bank.params), leaves(before.bank.stats)
+    params, others = (
+      leaves(before.bank.bank.params),
+      leaves(before.bank.bank.stats),
+    )
     assert any((x[:, :, 0] != x[:, :, 1]).any() for x in params)
     joined = leaves(whole(run, before).params)
     for x, mean in zip(params, joined):
       np.testing.assert_array_equal(mean, x.mean(2))
-    then = leaves(run.exchange(before, EVERY).bank.params)
+    then = leaves(run.exchange(before, EVERY).bank.bank.params)
     for x, mean in zip(then, joined):
       np.testing.assert_array_equal(x, np.stack([mean, mean], 2))
     size = sum(x[0, 0, 0].size for x in params)
@@ -327,11 +334,11 @@ class TestBaselines:
     how = {"norm": "none", "recipe": recipe}
     run = build(2, method="data_parallel", **how)
     state, plain = after(run, 5), after(build(1, plain=True, **how), 5)
-    for x, y in zip(leaves(state.bank.params), leaves(plain.bank.params)):
+    for x, y in zip(leaves(state.bank.bank.params), leaves(plain.bank.params)):
       np.testing.assert_array_equal(x[:, :, 0], x[:, :, 1])
       # Two sums of half the samples.
       np.testing.assert_allclose(x[:, :, 0], y, rtol=1e-4, atol=1e-6)
-    size = sum(x[0, 0, 0].size for x in leaves(state.bank.params))
+    size = sum(x[0, 0, 0].size for x in leaves(state.bank.bank.params))
     assert run.exchanged == ()
     # A loop over heads: its body counts once.
     assert sharding.bytes_over(run.traffic, "subnet") == 4 * size
@@ -341,8 +348,10 @@ class TestStatistics:
   def test_collected_ones_are_those_of_the_merged_net(self):
     run = build(2, statistics="collected")
     state = after(run, EVERY)
-    rows = phases.at_hand(run, state, 0)
-    settled = run.whole(state, rows)
+    rows = np.flatnonzero(
+      np.isin(run.dataset.train_labels, run.stream.tasks[0])
+    )
+    settled = phases.whole(run, state, 0)
     merged = whole(run, state)
     assert same(settled.params, merged.params)
     kernel = np.asarray(merged.params["dense0"]["dense"]["kernel"])[0, 0]
@@ -420,7 +429,10 @@ class TestComposition:
 
   def test_a_device_holds_its_subnet_and_no_more(self):
     run = build(4)
-    bank, rest = run_lib.start(run).bank, run_lib.start(run).apart.rest
+    bank, rest = (
+      run_lib.start(run).bank.bank,
+      run_lib.start(run).bank.apart.rest,
+    )
     # Wider than long: first layer 4 x 8, hidden 8 x 16, last 16 x 3.
     held = [
       bank.params[layer]["dense"]["kernel"].addressable_shards[0].data.size
