@@ -3,7 +3,7 @@
   python -m experiments.curves --suite=subnets_digits --seeds=3
 
 Trains the rows of a suite of `experiments.compare` of one task each, tests the
-merged branch ten times or more on the way, and writes OUT.md, OUT.csv and one
+merged branch on the way, and writes OUT.md, OUT.csv and one
 figure for each kind of network: accuracy against samples, bytes received by a
 device, and modelled time on links of 1 and 10 Gbit/s.
 """
@@ -36,7 +36,6 @@ from mhil import run as run_lib
 LINKS = {"1 Gbit/s": 1e9, "10 Gbit/s": 1e10}
 # What the modelled device computes; a step's operations are the compiler's.
 FLOPS_PER_SECOND = 1e12
-TESTS = 12
 # Rows that the figures leave out.
 ASIDE = "momentum|control"
 COLUMNS = ("step", "samples", "bytes", "flops", "accuracy", "coverage")
@@ -76,7 +75,7 @@ def main() -> None:
       place = pathlib.Path(flags.FLAGS.runs) / "curves" / name
       path = place / f"{compare.slug(row, seed)}.json"
       if not path.exists():
-        found = trained(configs[row.label][seed])
+        found = trained(configs[row.label][seed], flags.FLAGS.tests)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found))
       found = json.loads(path.read_text())
@@ -85,8 +84,8 @@ def main() -> None:
     write(out, name, done)
 
 
-def trained(config: Any) -> dict[str, Any]:
-  """Trains a configuration of one task; its curve and what it ended with."""
+def trained(config: Any, tests: int) -> dict[str, Any]:
+  """Trains a configuration of one task; its curve of so many `tests`."""
   with cli.checking():
     parts = build.parts(config)
     if len(parts.stream.tasks) > 1:
@@ -101,7 +100,7 @@ def trained(config: Any) -> dict[str, Any]:
   indices: list[dict[str, np.ndarray]] = []
   state, feed = run_lib.start(run), phases.open_phase(run, run.phases[0])
   steps = run.phases[0].steps
-  marks = {round(i * len(steps) / TESTS) for i in range(1, TESTS + 1)}
+  marks = {round(i * len(steps) / tests) for i in range(1, tests + 1)}
   exchanges = 0
   for step, (batches, samples) in zip(steps, inputs.steps(run, feed, 0)):
     if not indices or step % max(partition.every, 1) == 0:
@@ -216,6 +215,7 @@ def about(name: str, seeds: int) -> list[str]:
     f"{p} {importlib.metadata.version(p)}" for p in facts.PACKAGES
   )
   given = " --data_folder=DIR" if flags.FLAGS.data_folder else ""
+  given += f" --tests={flags.FLAGS.tests}"
   note = flags.FLAGS.note
   return [
     f"`python -m experiments.curves --suite={name} --seeds={seeds}{given}`, "
@@ -295,4 +295,5 @@ def lines_of(runs: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
+  flags.DEFINE_integer("tests", 12, "Points of a curve.", lower_bound=1)
   cli.run(main)

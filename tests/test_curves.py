@@ -64,14 +64,14 @@ def test_a_stream_of_tasks_is_refused():
   config = compare.configure(ROWS["n=2 IST"], 0)
   config.stream.increment = 5
   with pytest.raises(cli.UserError, match="2 tasks; curves are of one task"):
-    curves.trained(config)
+    curves.trained(config, 4)
 
 
 @pytest.mark.slow
 def test_a_short_curve():
   config = compare.configure(ROWS["n=2 IST"], 0)
   config.train.epochs = 2
-  found = curves.trained(config)
+  found = curves.trained(config, 4)
   curve = found["curve"]
   assert [p["step"] for p in curve] == sorted({p["step"] for p in curve})
   last = curve[-1]
