@@ -3,9 +3,9 @@
   python -m experiments.train --config=configs/subnets_cifar10_resnet.py \\
     --config.data.folder=DIR
 
-DIR holds the TFDS set `cifar10`, prepared. Sections of 2, 3 and 2 blocks; two of
-the longest are dealt to two subnets, the rest is shared and averaged every 10
-steps. Sized for a minute on two CPU cores; it shows what the parts of the
+DIR holds the TFDS set `cifar10`, prepared. Sections of 2, 3 and 2 blocks; two
+of the longest are dealt to two subnets, the rest is shared and averaged every
+10 steps. Sized for a minute on two CPU cores; it shows what the parts of the
 method are worth beside each other, and no accuracy that CIFAR-10 is known for.
 """
 
