@@ -14,7 +14,8 @@ class Row(NamedTuple):
     at: where the row lies in a figure, `{name of a number: its value}`; rows
       that share a number are a curve.
     curve: the name of that curve.
-    bound: drawn as a line that goes with every curve.
+    bound: `upper`, `lower` or another name: drawn as a line that goes with
+      every curve; distances from the last of the first two are tabled.
   """
 
   label: str
@@ -22,7 +23,7 @@ class Row(NamedTuple):
   overrides: Mapping[str, Any] = {}
   at: Mapping[str, float] = {}
   curve: str = ""
-  bound: bool = False
+  bound: str = ""
 
 
 CE = {"loss.name": "ce"}
@@ -138,10 +139,13 @@ def _rehearsal(config: str, rows: int) -> list[Row]:
     rows: of the training set.
   """
   share, drawn = "rows held, % of the training set", "rows drawn for a step, r"
-  two = {"mesh.data": 2, "memory.draws": 14}
+  two = {"mesh.data": 2, "memory.draws": 14, "memory.candidates": 28}
+  two |= {"train.batch": 112}
+  again = {"memory.size": -1, "train.from_scratch": True}
   rest = CE | OFF | {"memory.size": 0}
   return [
-    Row("from scratch (upper bound)", config, SCRATCH, bound=True),
+    Row("from scratch, CE", config, CE | again),
+    Row("from scratch (upper bound)", config, again, bound="upper"),
     *(
       Row(
         f"{p} %, r = 7",
@@ -158,14 +162,14 @@ def _rehearsal(config: str, rows: int) -> list[Row]:
       )
       for r in (14, 28, 56)
     ),
-    Row("30 %, r = 14, two workers, global draws", config, two),
+    Row("30 %, r = 7, two workers, global draws", config, two),
     Row(
-      "30 %, r = 14, two workers, local draws",
+      "30 %, r = 7, two workers, local draws",
       config,
       two | {"memory.scope": "local"},
     ),
-    Row("D-CE without a buffer", config, {"memory.size": 0}, bound=True),
-    Row("incremental (lower bound)", config, rest, bound=True),
+    Row("D-CE without a buffer", config, {"memory.size": 0}, bound="no buffer"),
+    Row("incremental, CE (lower bound)", config, rest, bound="lower"),
     Row("30 %, r = 7, learning rate 0 (control)", config, RATE_0),
   ]
 

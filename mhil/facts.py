@@ -75,8 +75,9 @@ def memory(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
     labels, image = run.dataset.train_labels, run.dataset.train_images[0]
     facts["kind"] = "every sample, from the data set"
     facts["samples"], facts["bytes"] = len(labels), len(labels) * image.nbytes
-    return facts | {"held": len(labels)}
-  return facts | {"held": len(run.transform.held(state.memory))}
+    return facts | {"held": len(labels), "distinct": len(labels)}
+  held = run.transform.held(state.memory)
+  return facts | {"held": len(held), "distinct": len(np.unique(held))}
 
 
 def params_sha256(params: Any, open_heads: int) -> str:

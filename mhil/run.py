@@ -147,10 +147,24 @@ def shown(run: Run, state: programs.State) -> programs.State:
   return state._replace(memory=hosted.shown(state.memory))
 
 
+def shapes(state: programs.State) -> programs.State:
+  """The state's shapes and places without its arrays, to restore by."""
+
+  def shape(x):
+    if isinstance(x, np.ndarray):
+      return x
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+  return jax.tree.map(shape, state)
+
+
 def refit(run: Run, saved: programs.State, like: programs.State):
-  """A state that was saved on another mesh, laid out like `like`."""
-  bank = jax.tree.map(bank_lib.deal, saved.bank, like.bank)
-  memory = run.transform.refit(saved.memory, like.memory)
+  """A state that was saved on another mesh, with the shapes of `like`."""
+  if jax.tree.map(np.shape, saved) == jax.tree.map(np.shape, like):
+    return saved
+  fresh = start(run)
+  bank = jax.tree.map(bank_lib.deal, saved.bank, fresh.bank)
+  memory = run.transform.refit(saved.memory, fresh.memory)
   return programs.State(saved.step, bank, memory)
 
 

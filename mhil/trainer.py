@@ -47,7 +47,7 @@ class Checkpoints(Protocol):
     """
 
   def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-    """The newest sound save, laid out like `like`; None without one."""
+    """The newest sound save, laid out like these shapes; None without one."""
 
   def newest(self) -> int | None:
     """Step of the newest save."""
@@ -143,9 +143,12 @@ def fit(
   # 1. Draw the heads, or take them from the newest save.
   stream, recipe = run.stream, run.recipe
   state, done = run_lib.start(run), Progress()
-  if resume and checkpoints and (saved := checkpoints.restore(state)):
-    state = run_lib.refit(run, saved[0], state)
-    done = progress.from_json(saved[1])
+  if resume and checkpoints:
+    like = run_lib.shapes(state)
+    del state  # There may be no room for two.
+    saved = checkpoints.restore(like)
+    state = run_lib.refit(run, saved[0], like) if saved else run_lib.start(run)
+    done = progress.from_json(saved[1]) if saved else done
   note = progress.Recorder(done, log, len(stream.tasks))
   pace = run_lib.Pace(run)
   meter = tqdm.tqdm(
