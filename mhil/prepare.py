@@ -45,7 +45,7 @@ def build(
   """Checks that the parts fit, places the data, compiles the programs."""
   transform = transform or transforms.none(dataset.classes)
   check(mesh, stream, dataset, recipe, transform.size)
-  check_spread(mesh, objective)
+  check_spread(mesh, objective, transform)
   check_parts(mesh, recipe, transform, partition)
   home = stages.meshes(mesh)[0]
   run = Run(
@@ -137,12 +137,20 @@ def _whole(run: Run) -> Run:
   )
 
 
-def check_spread(mesh: Mesh, objective: objectives.Objective) -> None:
-  """Raises ValueError where an objective has no parts for `stage`."""
-  if mesh.shape["stage"] > 1 and objective.spread is None:
+def check_spread(
+  mesh: Mesh, objective: objectives.Objective, transform: transforms.Transform
+) -> None:
+  """Raises ValueError where a step cannot lie along `stage`."""
+  stage = mesh.shape["stage"]
+  if stage > 1 and objective.spread is None:
     raise ValueError(
-      f"mesh.stage={mesh.shape['stage']} would do the same work several times, "
-      f"since {objective.name} learning has no parts for it; use mesh.stage=1"
+      f"mesh.stage={stage} would do the same work several times, since "
+      f"{objective.name} learning has no parts for it; use mesh.stage=1"
+    )
+  if stage > 1 and transform.hosted:
+    raise ValueError(
+      f"memory.place=host does not serve mesh.stage={stage}; use "
+      "memory.place=device or mesh.stage=1"
     )
 
 

@@ -123,6 +123,16 @@ def validate(config: config_lib.Config) -> None:
       "widths such as (64,)"
     )
   _check_local(config)
+  _check_objective(config)
+
+
+def _check_objective(config: config_lib.Config) -> None:
+  name = config.objective.name
+  if config.network.output_norm and name != "end_to_end":
+    raise ValueError(
+      f"network.output_norm=true is not part of objective.name={name}; use "
+      "objective.name=end_to_end"
+    )
 
 
 def _check_stages(config: config_lib.Config) -> None:
