@@ -28,6 +28,7 @@ class Row(NamedTuple):
 
 CE = {"loss.name": "ce"}
 OFF = {"loss.correction": "off"}
+MOMENTUM = {"optimizer.momentum": 0.9, "optimizer.learning_rate": 0.02}
 SCRATCH = CE | {"memory.size": -1, "train.from_scratch": True}
 RATE_0 = {"optimizer.learning_rate": 0.0}
 
@@ -60,6 +61,37 @@ def _losses(config: str) -> list[Row]:
     _none(config),
     Row("joint training (upper bound)", config, SCRATCH),
     _fine_tuning(config),
+  ]
+
+
+def _subnets(config: str, each: int, n: int) -> list[Row]:
+  """Independent subnets beside their baselines; `each` samples a device."""
+  spread: dict[str, Any] = {"mesh.subnet": n, "train.batch": each * n}
+  methods: dict[str, dict[str, Any]] = {
+    "IST": {},
+    "IST, fixed subnets": {"subnets.renew": False},
+    "local SGD": {"subnets.method": "local_sgd"},
+    "data parallel": {"subnets.method": "data_parallel"},
+  }
+  norms: dict[str, dict[str, Any]] = {
+    "": {},
+    ", no norm": {"network.norm": "none", "network.output_norm": False},
+  }
+  return [
+    Row(f"n={n} {name}{of}", config, spread | method | norm)
+    for of, norm in norms.items()
+    for name, method in methods.items()
+  ]
+
+
+def _dealt(config: str) -> list[Row]:
+  """The steps that the residual form gained by, one after the other."""
+  every = {"subnets.dealt": "all", "subnets.scale": False}
+  return [
+    Row("all sections", config, every),
+    Row("longest section", config, every | {"subnets.dealt": "longest"}),
+    Row("longest section, scaled", config),
+    Row("local SGD", config, {"subnets.method": "local_sgd"}),
   ]
 
 
@@ -157,6 +189,36 @@ SUITES: dict[str, list[Row]] = {
     _control("digits"),
   ],
   "fashion_5x2": [*_losses("fashion_5x2"), _control("fashion_5x2")],
+  "subnets_digits": [
+    *(row for n in (2, 4, 8) for row in _subnets("subnets_digits", 32, n)),
+    Row("n=4 IST, momentum, reset", "subnets_digits", MOMENTUM),
+    Row(
+      "n=4 IST, momentum, dealt",
+      "subnets_digits",
+      MOMENTUM | {"subnets.state": "deal"},
+    ),
+    Row(
+      "n=4 IST, learning rate 0 (control)",
+      "subnets_digits",
+      {"optimizer.learning_rate": 0.0},
+    ),
+  ],
+  "subnets_wide": _subnets("subnets_wide", 32, 4)[:4],
+  "subnets_cifar10_resnet": _dealt("subnets_cifar10_resnet"),
+  "subnets_stream": [
+    Row("D-CE, heads as 2 subnets", "subnets_stream"),
+    Row("D-CE, whole heads", "subnets_stream", {"mesh.subnet": 1}),
+    Row(
+      "D-CE, heads as 2 subnets, running statistics",
+      "subnets_stream",
+      {"subnets.statistics": "running"},
+    ),
+    Row(
+      "D-CE, heads as 2 subnets, learning rate 0 (control)",
+      "subnets_stream",
+      {"optimizer.learning_rate": 0.0},
+    ),
+  ],
   "local_fashion": LOCAL,
   "rehearsal_fashion_4": _rehearsal("rehearsal_fashion_4", 12_000),
   "cifar10_5x2": [

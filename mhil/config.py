@@ -60,13 +60,38 @@ class Network:
 
   `mlp` (`widths`: hidden units), `convnet` (`widths`: features), `resnet14`,
   `resnet20`, `resnet32`, `resnet110`, `resnet18`, `resnet18_imagenet` (their
-  own widths). `dtype` is that of the computation; parameters stay float32.
+  own widths), `resnet` (`widths` of stem and sections, `blocks` of each).
+  `dtype` is that of the computation; parameters stay float32. `output_norm`
+  normalises an mlp's logits by batch.
   """
 
   name: str = "mlp"
   widths: tuple[int, ...] = (64,)
   norm: str = "none"
   dtype: str = "float32"
+  blocks: tuple[int, ...] = ()
+  output_norm: bool = False
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class Subnets:
+  """How a branch trains in `mesh.subnet` parts, each on its own samples.
+
+  `method`: `ist`, independent subnets, or its baselines `local_sgd` and
+  `data_parallel`. A round is `local_steps` long; with `renew` the next one has
+  other subnets. The optimiser's `state` is `reset` or `deal`t. `statistics` of
+  tests: `running`, `batch` or `collected` on the whole branch. `dealt` blocks
+  of a resnet: `longest` section or `all`; `scale` divides their residuals by
+  the number of subnets in tests.
+  """
+
+  method: str = "ist"
+  local_steps: int = 20
+  renew: bool = True
+  state: str = "reset"
+  statistics: str = "running"
+  dealt: str = "longest"
+  scale: bool = True
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -199,6 +224,7 @@ class Config:
   data: Data = dataclasses.field(default_factory=Data)
   stream: Stream = dataclasses.field(default_factory=Stream)
   network: Network = dataclasses.field(default_factory=Network)
+  subnets: Subnets = dataclasses.field(default_factory=Subnets)
   objective: Objective = dataclasses.field(default_factory=Objective)
   local: Local = dataclasses.field(default_factory=Local)
   loss: Loss = dataclasses.field(default_factory=Loss)

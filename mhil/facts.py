@@ -31,6 +31,11 @@ def of_run(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
     "memory": memory(run, state),
     "compiles": dict(zip(("train_step", "evaluate"), run.compiles)),
     "collectives": [c._asdict() for c in run.traffic],
+    "exchange": {
+      "method": run.partition.name,
+      "every": run.partition.every,
+      "collectives": [c._asdict() for c in run.exchanged],
+    },
     "step_bytes_per_device": {
       "temporary": max(x.temp_size_in_bytes for x in usage),
       "arguments": max(x.argument_size_in_bytes for x in usage),

@@ -64,14 +64,18 @@ def initializer(
 
 
 def each(
-  function: Callable[[Tree], Tree], mesh: Mesh
+  function: Callable[[Tree], Tree],
+  mesh: Mesh,
+  layout: bank_lib.Layout = bank_lib.WHOLE,
 ) -> Callable[[Tree], Tree]:
   """Lifts a function of one head's tree to every head; to be jitted."""
 
   def local(tree):
-    return _rows(lax.map(function, jax.tree.map(lambda x: x[:, 0], tree)))
+    rows = jax.tree.map(lambda x: x[:, 0], layout.enter(tree))
+    return layout.leave(_rows(lax.map(function, rows)))
 
-  return jax.shard_map(local, mesh=mesh, in_specs=SPEC, out_specs=SPEC)
+  spec = layout.spec
+  return jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec)
 
 
 def update(

@@ -85,6 +85,9 @@ class Objective(NamedTuple):
     step: `(params, stats, side, batch, criterion, key) -> Step`.
     predict: `(params, stats, images) -> logits [b, c+1]`, at inference.
     features: `(params, stats, images) -> [b, f]`, before the last layer.
+    settle: `(params, stats, images) -> stats`: normalisation statistics moved
+      towards those of the network that is tested, where training collects
+      those of another; None where they are the same.
     spread: `(run, mesh) -> run`, how its parts lie along `stage`; see
       `stages`. None where they cannot.
   """
@@ -94,6 +97,7 @@ class Objective(NamedTuple):
   step: Callable[..., Step]
   predict: Callable[[Tree, Tree, Array], Float[Array, "b k"]]
   features: Callable[[Tree, Tree, Array], Float[Array, "b f"]]
+  settle: Callable[[Tree, Tree, Array], Tree] | None = None
   spread: Callable[..., Any] | None = None
 
 

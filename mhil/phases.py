@@ -56,11 +56,22 @@ def keep(run: run_lib.Run, state: programs.State, t: int) -> programs.State:
   return state._replace(memory=kept)
 
 
+def whole(run: run_lib.Run, state: programs.State, t: int) -> bank_lib.Bank:
+  """The heads as they are tested after task `t`.
+
+  New samples and what the memory holds may be looked at.
+  """
+  labels = run.dataset.train_labels
+  new = plan.arriving(run.stream, labels, run.recipe, t)
+  rows = np.union1d(new, run.transform.held(state.memory))
+  return run.settle(run.whole(state.bank), rows)
+
+
 def features(
   run: run_lib.Run, state: programs.State, t: int, rows: np.ndarray
 ) -> np.ndarray:
   """Features `[n, f]` of training samples in head `t`, for herding."""
-  found, bank = [], run.whole(state.bank)
+  found, bank = [], whole(run, state, t)
   batch = run.recipe.test_batch
   for start in range(0, len(rows), batch):
     part = rows[start : start + batch]
@@ -76,7 +87,7 @@ def evaluate(
 ) -> metrics.Tally:
   """Test counts, `metrics.Tally`, over all classes seen by then."""
   seen = np.isin(run.dataset.test_labels, run.stream.seen(feed.phase.task))
-  bank = run.whole(state.bank)
+  bank = whole(run, state, feed.phase.task)
   parts = [
     run.tally(bank, feed.task, part, run_lib.scalar(counted, run.mesh))
     for part, counted in inputs.tests(run, int(seen.sum()))
@@ -87,7 +98,7 @@ def evaluate(
 def predictor(run: run_lib.Run, state: programs.State, t: int):
   """`images [b, ...] -> classes [b]` over the heads open after task `t`."""
   task = open_phase(run, run.phases_of(t)[0]).task
-  bank = run.whole(state.bank)
+  bank = whole(run, state, t)
   scores = jax.jit(
     scoring.class_scores(run.mesh, run.dataset, run.objective, run.loss)
   )

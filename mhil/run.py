@@ -14,6 +14,7 @@ from mhil import data as data_lib
 from mhil import (
   losses,
   objectives,
+  partitions,
   plan,
   programs,
   sharding,
@@ -39,8 +40,10 @@ class Run(NamedTuple):
       are trained apart tell each other now and then.
     whole: `bank -> bank` with each head's whole branch where the parts of a
       branch are trained apart; what tests, predictions and hashes read.
-    read: `state -> (state, loss [l, h], bad_step [l, h])`, the state with
-      cleared losses.
+    settle: `(bank, rows) -> bank` of whole branches, with the statistics that
+      tests want, for which it may look at `rows` of the training set.
+    read: `state -> (state, loss [l, h, ..], bad_step [l, h, ..])`, the state
+      with cleared losses.
     clocks: `state -> arrays` that are ready when its devices are done so far.
     tally: compiled `(bank, task, samples, seen) -> metrics.Tally`.
     fresh: `key -> bank`.
@@ -51,6 +54,8 @@ class Run(NamedTuple):
     traffic: their collectives, read from the optimised programs.
     grid: all devices; `mesh` is the part of them where the data lie, and the
       first stage.
+    partition: how a branch falls into parts along `subnet`.
+    exchanged: the collectives of one exchange between them.
   """
 
   mesh: Mesh
@@ -77,6 +82,11 @@ class Run(NamedTuple):
   compiles: tuple[int, int]
   programs: tuple[Any, ...]
   grid: Mesh
+  partition: partitions.Partition = partitions.NONE
+  exchanged: tuple[sharding.Collective, ...] = ()
+  settle: Callable[[bank_lib.Bank, np.ndarray], bank_lib.Bank] = (
+    lambda bank, rows: bank
+  )
 
   def phases_of(self, t: int) -> tuple[plan.Phase, ...]:
     """The phases of task `t`, in order."""
@@ -172,10 +182,10 @@ def training(run: Run, t: int) -> tuple[int, ...]:
 
 def read(state: programs.State):
   """The state with cleared losses, and copies of losses and bad steps."""
-  loss, bad = state.bank.loss, state.bank.bad_step
-  clear, loss, bad = _read(loss, bad)
-  bank = state.bank._replace(loss=clear)
-  return state._replace(bank=bank), loss, bad
+  bank = partitions.bank_of(state.bank)
+  clear, loss, bad = _read(bank.loss, bank.bad_step)
+  held = partitions.with_bank(state.bank, bank._replace(loss=clear))
+  return state._replace(bank=held), loss, bad
 
 
 @jax.jit

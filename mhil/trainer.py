@@ -17,6 +17,7 @@ from mhil import (
   inputs,
   losses,
   objectives,
+  partitions,
   phases,
   prepare,
   programs,
@@ -86,6 +87,7 @@ def train(
   loss: losses.Loss,
   recipe: Recipe = DEFAULT,
   transform: transforms.Transform | None = None,
+  partition: partitions.Partition = partitions.NONE,
   *,
   seed: int = 0,
   **watch: Any,
@@ -101,6 +103,8 @@ def train(
     recipe: optimiser, epochs, batch and the like.
     transform: what is remembered of the samples, and added to each batch, e.g.
       `rehearsal.transform`; None for nothing.
+    partition: how a branch falls into parts that are trained apart, e.g.
+      `subnets.partition`.
     seed: moves initialisation, exemplars, shuffling and augmentation.
     **watch: where to save and what to show; see `fit`.
 
@@ -109,7 +113,7 @@ def train(
     Diverged: names the step, the head and the last good save.
   """
   run = prepare.build(
-    mesh, stream, dataset, objective, loss, recipe, seed, transform
+    mesh, stream, dataset, objective, loss, recipe, seed, transform, partition
   )
   return fit(run, **watch)
 

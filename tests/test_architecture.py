@@ -39,6 +39,8 @@ ENGINE = {
   "networks",
   "objectives",
   "optimizers",
+  "parting",
+  "partitions",
   "phases",
   "pipeline",
   "plan",
@@ -57,8 +59,9 @@ ENGINE = {
 LAW = {
   "__init__": {"version"},
   "augment": set(),
+  "bank": {"manual", "sharding"},
+  "blocks": PAPER | {"cutting", "partitions"},
   "auxiliary": {"layers", "objectives"},
-  "bank": {"sharding"},
   "buffer": set(),
   "checkpoint": set(),
   "choose": set(),
@@ -66,8 +69,10 @@ LAW = {
   "compiling": set(),
   "config": set(),
   "convolution": {"manual"},
+  "cutting": {"dealing"},
   "cuts": {"networks", "sharding"},
   "data": {"sharding", "sources"},
+  "dealing": {"manual"},
   "drawing": {"buffer", "choose", "exchange"},
   "exchange": {"choose", "manual"},
   "facts": ENGINE,
@@ -83,9 +88,12 @@ LAW = {
   "metrics": set(),
   "modules": {"auxiliary", "cuts", "networks", "pieces"},
   "moving": {"buffer"},
-  "networks": {"layers", "pieces", "sharding"},
+  "counting": set(),
+  "networks": {"counting", "layers", "pieces", "sharding"},
   "objectives": {"networks", "sharding"},
   "optimizers": set(),
+  "parting": ENGINE,
+  "partitions": {"bank", "heads", "objectives"},
   "phases": ENGINE,
   "pieces": set(),
   "pipeline": {"sharding"},
@@ -110,7 +118,7 @@ LAW = {
   "staged": ENGINE,
   "stages": {"bank"},
   "streams": {"sharding"},
-  "subnets": PAPER,
+  "subnets": PAPER | {"cutting", "partitions"},
   "trainer": ENGINE,
   "transforms": set(),
   "validation": {"config"},
@@ -194,7 +202,7 @@ def test_import_law(module):
 
 
 def test_law_holds_what_the_design_says():
-  papers = {"rehearsal", "local", "layer_parallel", "subnets"}
+  papers = {"rehearsal", "local", "layer_parallel", "subnets", "blocks"}
   assert not any(LAW[module] & papers for module in LAW)
   for module in "metrics", "plots", "config", "checkpoint":
     assert LAW[module] == set()

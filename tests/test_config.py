@@ -187,3 +187,13 @@ def test_stages_that_cannot_be_meant(changes, words):
   validation.validate(local(mesh__stage=2))
   with pytest.raises(ValueError, match=words):
     validation.validate(local(mesh__stage=2, **changes))
+
+
+def test_normalised_logits_are_of_whole_branches():
+  config = changed("network.output_norm", True)
+  validation.validate(config)
+  config.objective.name, config.local.cuts = "local", (0,)
+  with pytest.raises(
+    ValueError, match=r"network\.output_norm=true .*end_to_end"
+  ):
+    validation.validate(config)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from mhil import checkpoint, run, trainer
+from mhil import checkpoint, prepare, run, sharding, trainer
 from tests import tiny
 from tests.test_trainer import stop_after
 
@@ -116,3 +116,11 @@ def test_rows_on_the_host_are_of_one_process(monkeypatch):
     ValueError, match=r"one process, of which there are 4; use"
   ):
     tiny.parts(memory=tiny.Memory(place="host"))
+
+
+def test_rows_on_the_host_serve_no_stages():
+  mesh = sharding.make_mesh(stage=2)
+  *_, transform = tiny.parts(memory=tiny.Memory(place="host"))
+  objective = tiny.objective()._replace(spread=lambda run, mesh: run)
+  with pytest.raises(ValueError, match=r"place=host does not .*stage=2; use"):
+    prepare.check_spread(mesh, objective, transform)
