@@ -30,6 +30,7 @@ from mhil import (
   programs,
   sharding,
 )
+from mhil import bank as bank_lib
 from mhil import config as config_lib
 
 BATCH = 250
@@ -116,7 +117,14 @@ def restored(parts: build.Parts, folder: pathlib.Path) -> tuple[Any, Any]:
   )
   key = sharding.replicated(jax.random.key(0), parts.mesh)
   step = sharding.place(np.int32(0), parts.mesh, jax.P())
-  like = programs.State(step, jax.jit(fresh)(key), parts.transform.init())
+  # Its shapes are enough, and drawing the heads would compile for longer than
+  # everything else here.
+  where = jax.NamedSharding(parts.mesh, bank_lib.SPEC)
+  bank = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+    jax.eval_shape(fresh, key),
+  )
+  like = programs.State(step, bank, parts.transform.init())
   with checkpoint.Checkpoints(folder / "checkpoints") as saves:
     saved = saves.restore(like)
   if saved is None:

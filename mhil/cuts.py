@@ -173,7 +173,11 @@ def _temporary(piece, given, mesh):
     in_specs=(jax.P(), jax.P(), jax.P("data")),
     out_specs=(jax.P(), jax.P("data")),
   )
-  compiled = jax.jit(spread).lower(*given).compile()
+  params, stats, x = given
+  x = jax.ShapeDtypeStruct(
+    x.shape, x.dtype, sharding=jax.NamedSharding(mesh, jax.P("data"))
+  )
+  compiled = jax.jit(spread).lower(params, stats, x).compile()
   return compiled.memory_analysis().temp_size_in_bytes
 
 

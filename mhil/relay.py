@@ -110,11 +110,6 @@ def check(run: run_lib.Run, parts: Sequence[objectives.Stage]) -> None:
       f"loss.name={run.loss.name} asks for the logits of all heads before a "
       f"step, which mesh.stage={count} has after it; use loss.name=dce"
     )
-  if run.transform.hosted is not None:
-    raise ValueError(
-      "memory.place=host serves a step from outside, which the first of "
-      f"mesh.stage={count} does not wait for; use memory.place=device"
-    )
   if run.recipe.train_heads == "readout":
     raise ValueError(
       "train.train_heads=readout trains on features of the whole branch, which "

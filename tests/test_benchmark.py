@@ -10,8 +10,10 @@ import pytest
 
 from experiments import (
   bench_heads,
+  bench_memory,
   bench_pipeline,
   bench_resnet,
+  bench_stages,
   benchmark,
   cli,
   measure,
@@ -287,3 +289,28 @@ class TestNumbers:
     # The machine slows fourfold; the step stays twice as long.
     slow, fast = {"walls": [2, 4, 8]}, {"walls": [1, 2, 4]}
     assert measure.ratio(slow, fast) == 2
+
+
+def test_memory_of_modules_is_less_than_end_to_end():
+  """The suite at the size of a toy."""
+  table = bench_memory.by_depth((1, 2), ("R0",), batch=8)
+  mib = {(row["mode"], row["blocks"]): row["mib"] for row in table.rows}
+  # A batch of 8 leaves the gradients themselves the larger part; what grows
+  # with depth is still less.
+  whole = mib["end to end", 6] - mib["end to end", 3]
+  assert 0 < mib["R0", 6] - mib["R0", 3] < whole
+  assert len(table.reading) == 2
+
+
+@pytest.mark.slow
+def test_stages_side_by_side():
+  """The suite at the size of a toy; times say nothing here."""
+  setup = bench_stages.Setup((4, 4), ("conv0",), 4 * 640, 1, 8)
+  table = bench_stages.side_by_side(setup, repetitions=1)
+  rows = {row["row"]: row for row in table.rows}
+  assert len({rows[r]["sha"] for r in bench_stages.ROWS[1:]}) == 1
+  assert rows["end to end"]["sha"] != rows["one device"]["sha"]
+  assert rows["at once"]["sent"] == bench_stages.BATCH * 4 * 4 * 4 * 4
+  assert rows["one device"]["sent"] == 0
+  assert rows["at once"]["accuracy"] == rows["one device"]["accuracy"]
+  assert "the same, bit for bit" in " ".join(table.reading)

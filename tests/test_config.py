@@ -170,6 +170,25 @@ def test_local_learning_that_cannot_be_meant(changes, words):
     validation.validate(local(**changes))
 
 
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    (
+      {"objective__name": "end_to_end", "local__modules": 1},
+      "mesh.stage=2 would do the same work .* use mesh.stage=1",
+    ),
+    (
+      {"optimizer__clip": 1.0},
+      "optimizer.clip=1.0 asks for the norm .* use optimizer.clip=0",
+    ),
+  ],
+)
+def test_stages_that_cannot_be_meant(changes, words):
+  validation.validate(local(mesh__stage=2))
+  with pytest.raises(ValueError, match=words):
+    validation.validate(local(mesh__stage=2, **changes))
+
+
 def test_normalised_logits_are_of_whole_branches():
   config = changed("network.output_norm", True)
   validation.validate(config)

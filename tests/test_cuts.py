@@ -1,5 +1,7 @@
 """Published cuts, and the shapes that modules hand on."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -85,3 +87,59 @@ def test_interfaces_have_the_shapes_that_pieces_hand_on():
     (6,),
     (5,),
   ]
+
+
+# -- cuts by measured memory -------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  "costs, parts, begins",
+  [
+    ([5], 1, ()),
+    ([1, 1, 1, 1], 2, (2,)),
+    ([4, 1, 1, 1, 1], 2, (1,)),
+    ([1, 1, 1, 1, 4], 2, (4,)),
+    ([3, 3, 3], 3, (1, 2)),
+    ([9, 1, 1, 9, 1], 3, (1, 3)),
+  ],
+)
+def test_the_dearest_part_is_as_cheap_as_can_be(costs, parts, begins):
+  assert cuts.balance(costs, parts) == begins
+
+
+def test_balance_is_as_good_as_the_best_of_all():
+  rng = np.random.default_rng(0)
+  for _ in range(20):
+    costs = rng.integers(1, 20, 7).tolist()
+
+    def dearest(begins, costs=costs):
+      return max(map(sum, np.split(costs, begins)))
+
+    every = itertools.combinations(range(1, 7), 2)
+    got = cuts.balance(costs, 3)
+    assert dearest(list(got)) == min(dearest(list(b)) for b in every)
+
+
+def test_measured_cuts_even_out_memory():
+  """A branch whose first pieces hold most is cut early, unlike by depth."""
+  branch = networks.convnet((16, 16, 3), 4, (8, 8, 8), axis="data")
+  held = cuts.memory(branch, (16, 16, 3), 4)
+  assert len(held) == 3 and held[0] > held[1] > held[2] > 0
+  assert cuts.measured(branch, (16, 16, 3), 2, 4) == ("conv0",)
+  assert cuts.measured(branch, (16, 16, 3), 1, 4) == ()
+  assert cuts.measured(branch, (16, 16, 3), 3, 4) == ("conv0", "conv1")
+  with pytest.raises(ValueError, match=r"local\.modules=4 is more than the 3"):
+    cuts.measured(branch, (16, 16, 3), 4)
+
+
+def test_equal_pieces_are_compiled_once(monkeypatch):
+  compiled, real = [], cuts._temporary
+
+  def spy(piece, given, mesh):
+    compiled.append(piece)
+    return real(piece, given, mesh)
+
+  monkeypatch.setattr(cuts, "_temporary", spy)
+  branch = networks.mlp(8, 3, (8, 8, 8, 8), axis="data")
+  held = cuts.memory(branch, (8,), 4)
+  assert len(held) == 4 and len(compiled) == 1

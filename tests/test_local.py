@@ -1,7 +1,6 @@
-"""Local learning: golden numbers, isolation, reductions, counts, bad input."""
+"""Local learning: isolation, reductions, memory, streams, bad input."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -24,17 +23,9 @@ from mhil import (
 from mhil import (
   run as run_lib,
 )
-from tests import golden_fill, tiny
-from tests.golden_fill import MEAN, STD, distance
+from tests import tiny
 
 KEY = jax.random.key(0)
-# InfoPro's for four modules, and what it takes to see pixels again.
-INFOPRO = {
-  "restore": (6.0, 1.0),
-  "task": (0.0, 2.0),
-  "pixels": (tuple(MEAN), tuple(STD)),
-}
-RESNET32 = networks.resnet_cifar(32, 10)
 
 
 def cross_entropy(label):
@@ -59,7 +50,7 @@ def each_loss(cut, batch, criterion):
   """`(params, stats) -> (losses [K], (logits, stats))`."""
 
   def run(params, stats):
-    x, out = local.Flow(batch.images), []
+    x, out = local.Flow(batch.images, {}), []
     for j in range(len(cut.modules)):
       common = cut, [j], batch, criterion
       loss, (x, stats) = local.advance(params, stats, x, *common)
@@ -83,242 +74,6 @@ def quick(function, *arguments):
   """Compiled without optimisation, which takes a fraction of the time."""
   lowered = jax.jit(function).lower(*arguments)
   return lowered.compile({"xla_backend_optimization_level": 0})
-
-
-# -- golden numbers ----------------------------------------------------------
-
-GOLDEN = {
-  "contsup_r32_k4_R0": modules.Method("R0"),
-  "contsup_r32_k4_E": modules.Method("E"),
-  "contsup_r32_k4_R1": modules.Method("R1"),
-  "contsup_r32_k4_R1E": modules.Method("R1E"),
-  "contsup_r32_k4_E_contrast": modules.Method("E", loss="contrast"),
-  "contsup_r32_k4_R1E_reconstruct": modules.Method("R1E", **INFOPRO),
-  "infopro_r32_k4": modules.Method(**INFOPRO),
-  "contsup_r32_k8_R2": modules.Method("R2"),
-  "contsup_r32_k8bal_E": modules.Method("E"),
-  "contsup_r32_k16_R1": modules.Method("R1"),
-}
-OURS = (
-  (r"^(aux\d+)\.conv1\.", r"\1."),
-  (r"^(resenc\w+)\.conv\.", r"\1."),
-  (r"^(enc\d+)\.narrow\.(\w+)\.", r"\1.\g<2>1."),
-  (r"^(enc\d+)\.conv\.(\w+)\.", r"\1.\g<2>2."),
-  (r"^(decoder\d+)\.conv1\.bn", r"\1.bn"),
-  (r"^(decoder\d+)\.conv1\.conv", r"\1.conv1"),
-)
-
-
-def golden_name(name):
-  """The golden files' name for one of ours."""
-  for ours, theirs in OURS:
-    name = re.sub(ours, theirs, name)
-  return name
-
-
-def named(tree):
-  leaves = golden_fill.by_name(tree).items()
-  return {golden_name(name): leaf for name, leaf in leaves}
-
-
-def filled(tree):
-  def leaf(path, like):
-    name = golden_name(golden_fill.name_of(path))
-    return jnp.asarray(golden_fill.values(name, like.shape))
-
-  return jax.tree_util.tree_map_with_path(leaf, tree)
-
-
-def descend(params, grads, opt=None):
-  """One step of the release's optimiser, from its state or from none."""
-  sgd = optimizers.sgd(0.9, 1e-4, nesterov=True)
-  opt = sgd.init(params) if opt is None else opt
-  change, opt = sgd.update(grads, opt, params)
-  return jax.tree.map(lambda p, u: p - 0.1 * u, params, change), opt
-
-
-FAST = {"contsup_r32_k4_R0", "contsup_r32_k4_R1E_reconstruct"}
-
-
-@pytest.fixture(
-  scope="module",
-  params=[
-    pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST))
-    for name in GOLDEN
-  ],
-)
-def golden_run(request):
-  """A golden file, and what the same run gives here."""
-  golden, method = (
-    golden_fill.load(f"{request.param}_fill"),
-    GOLDEN[request.param],
-  )
-  where = [f"stage{a}.block{b}" if a else "stem" for a, b in golden["cuts"]]
-  cut = modules.split(RESNET32, (32, 32, 3), where, method)
-  objective = local.local(cut)
-  params, stats, _ = jax.eval_shape(objective.init, KEY)
-  params = filled(params)
-  stats = jax.tree_util.tree_map_with_path(
-    lambda path, leaf: jnp.full(leaf.shape, float(path[-1].key == "var")), stats
-  )
-
-  def run(how):
-    def on(params, stats, x, label):
-      given = cut, batch_of(x, label), cross_entropy(label)
-      return how(*given)(params, stats)
-
-    return quick(on, params, stats, x, label)
-
-  x, label = golden_fill.images(golden), golden["label"]
-  take, look = run(step), run(each_loss)
-  predict = quick(objective.predict, params, stats, x)
-  # A ReLU input next to zero falls on either side, by the order of a sum.
-  # Turning the batch around changes the order and nothing else.
-  for _ in label:
-    loss, grads, moved, _ = take(params, stats, x, label)
-    if worst(named(grads), golden) < tolerance(golden):
-      break
-    x, label = np.roll(x, 1, 0), np.roll(label, 1)
-  out, _ = look(params, stats, x, label)
-  np.testing.assert_allclose(loss, out.sum(), rtol=1e-6)
-  after, opt = descend(params, grads)
-  later, _ = look(after, moved, x, label)
-  after2, _ = descend(after, take(after, moved, x, label).grads, opt)
-  x, label = golden_fill.images(golden), golden["label"]
-  return golden, {
-    "weights": cut.weights,
-    "local_losses": out,
-    "local_losses_after_step": later,
-    "train_logits": look(params, stats, x, label)[1][0],
-    "eval_logits_init_stats": predict(params, stats, x),
-    "eval_logits_after_pass": predict(params, moved, x),
-    "grad": named(grads),
-    "after": named(after),
-    "after2": named(after2),
-    "stat": named(moved),
-  }
-
-
-def worst(grads, golden):
-  """The largest relative error of a stored gradient, zeros aside."""
-
-  def error(name):
-    want = golden[f"grad/{name}"]
-    found = np.abs(grads[name][..., : want.shape[-1]] - want).max()
-    # A bias before a normalisation has gradient 0, here up to rounding.
-    return max(0, found - 1e-6) / max(np.abs(want).max(), 1e-12)
-
-  return max(error(str(n)) for n in golden["picked_names"] if n in grads)
-
-
-def tolerance(golden):
-  """What one ReLU input next to zero can move, from the file."""
-  return max(1e-4, 5 * float(golden["kink_sensitivity"]))
-
-
-@pytest.mark.parametrize("when", ["", "_after_step"])
-def test_golden_losses(golden_run, when):
-  golden, got = golden_run
-  want = golden[f"local_losses{when}"]
-  if f"decoder_losses{when}" in golden:
-    restored = [*golden[f"decoder_losses{when}"], 0.0]
-    weights = np.array([*got["weights"], (0.0, 1.0)])
-    want = weights[:, 0] * restored + weights[:, 1] * want
-  # Float32 against float64 differs by 1e-6 in the files' own framework.
-  assert distance(got[f"local_losses{when}"], want) < 1e-5
-
-
-@pytest.mark.parametrize(
-  "name", ["train_logits", "eval_logits_init_stats", "eval_logits_after_pass"]
-)
-def test_golden_logits(golden_run, name):
-  golden, got = golden_run
-  assert distance(got[name], golden[name]) < 1e-5
-
-
-def zero_by_design(golden, got):
-  """Names that we leave out: with weight 0 in the loss they only decay."""
-  missing = set(map(str, golden["param_names"])) - set(got["grad"])
-  unused = {f"aux{j}" for j, (_, task) in enumerate(got["weights"]) if not task}
-  assert {name.split(".")[0] for name in missing} == unused
-  return missing
-
-
-def test_golden_gradients(golden_run):
-  golden, got = golden_run
-  missing = zero_by_design(golden, got)
-  assert set(got["grad"]) <= set(golden["param_names"])
-  for i, name in enumerate(golden["param_names"]):
-    if name in missing:
-      assert golden["grad_l2"][i] == 0
-      continue
-    norm = np.linalg.norm(got["grad"][name].astype(np.float64))
-    assert abs(norm - golden["grad_l2"][i]) < 1e-6 + tolerance(golden) * norm
-  assert worst(got["grad"], golden) < tolerance(golden)
-
-
-@pytest.mark.parametrize("when", ["after", "after2"])
-def test_golden_steps(golden_run, when):
-  golden, got = golden_run
-  stored = [key for key in golden if key.startswith(f"{when}/")]
-  for key in stored:
-    name = key.partition("/")[2]
-    if name not in zero_by_design(golden, got):
-      after = got[when][name][..., : golden[key].shape[-1]]
-      assert distance(after, golden[key]) < tolerance(golden), name
-  assert len(stored) > 2
-
-
-def test_golden_statistics(golden_run):
-  golden, got = golden_run
-  left_out = {name.rsplit(".", 1)[0] for name in zero_by_design(golden, got)}
-  checked = 0
-  for key in golden:
-    kind, _, name = key.removeprefix("stat_").partition("/")
-    if key.startswith("stat_") and name not in left_out:
-      assert distance(got["stat"][f"{name}.{kind}"], golden[key]) < 1e-5
-      checked += 1
-  assert checked >= 8
-
-
-# -- counts ------------------------------------------------------------------
-
-
-def table():
-  golden = golden_fill.load("contsup_counts")
-  columns = [str(name) for name in golden["table_columns"]]
-  for mode, row in zip(golden["mode"], golden["table"]):
-    yield str(mode), dict(zip(columns, map(int, row)))
-
-
-ROWS = {f"{r['layers']}-{r['K']}-{mode}": (mode, r) for mode, r in table()}
-for mode in "R0", "E", "R1":  # One of ResNet-110 is enough.
-  del ROWS[f"110-4-{mode}"]
-
-
-@pytest.mark.parametrize("row", ROWS)
-def test_parameters_and_multiply_adds_are_the_published_ones(row):
-  mode, want = ROWS[row]
-  branch = networks.resnet_cifar(want["layers"], 10)
-  where = cuts.published(branch.name, want["K"], bool(want["balanced"]))
-  cut = modules.split(branch, (32, 32, 3), where, modules.Method(mode))
-  method = local.local(cut)
-  params, stats, _ = jax.eval_shape(method.init, KEY)
-  count = networks.count_parameters
-  used = count(modules.used(cut, params))
-  assert used == want["params_backbone"] + want["params_context_used"]
-  assert count(params) - used == want["params_aux_heads"]
-  images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-  predict = networks.multiply_adds(method.predict, params, stats, images)
-  assert predict == want["macs_inference"]
-  one = batch_of(np.zeros((1, 32, 32, 3), np.float32), np.zeros(1, int))
-  train = each_loss(cut, one, cross_entropy(one.columns))
-  train = networks.multiply_adds(train, params, stats)
-  assert train - predict == want["macs_aux_heads"]
-
-
-def test_encoders_of_the_image_add_what_the_paper_counts():
-  assert ROWS["32-16-E"][1]["params_context_used"] == 62_232
 
 
 # -- a small branch ----------------------------------------------------------
@@ -535,6 +290,27 @@ def test_memory_is_that_of_one_module_whatever_the_depth():
   assert long < 1.1 * short
   control = [temporary(depth, [], modules.DGL) for depth in (14, 26)]
   assert control[1] > 1.5 * control[0]
+
+
+def test_interfaces_are_what_leaves_each_module():
+  cut = small_cut("E")
+  params, stats = start(cut)
+  x = small_batch().images
+  found = quick(local.interfaces(cut), params, stats, x)(params, stats, x)
+  widths = [module[-1] for module in cut.modules]
+  assert len(found) == len(widths) == 4
+  assert [y.shape for y in found] == [(6, 4), (6, 4), (6, 8), (6, 8)]
+  whole = quick(local.local(cut).features, params, stats, x)(params, stats, x)
+  np.testing.assert_allclose(found[-1], whole, rtol=1e-6)
+
+
+def test_numbers_that_predict_are_counted_by_what_is_read():
+  cut = small_cut("E")
+  params, stats = start(cut)
+  predict, x = local.local(cut).predict, small_batch().images
+  used = networks.used_numbers(predict, params, stats, x)
+  count = networks.count_parameters
+  assert used == count(modules.used(cut, params)) < count(params)
 
 
 # -- inside the heads of a stream --------------------------------------------
