@@ -148,6 +148,7 @@ def take(
     label[me],
     me * order.shape[1] + jnp.arange(order.shape[1]),
     (order[me] >= 0).astype(jnp.float32),
+    number[me],
   )
   fresh = (order >= 0) & ~task.balanced
   return batch, transforms.Everyone(label, number, fresh)
@@ -164,9 +165,8 @@ def inputs_of(
     batch.rows, key, batch.position, **pixels(dataset), train=True
   )
   weight = batch.weight / lax.psum(jnp.sum(batch.weight), "data")
-  return objectives.Batch(
-    images, samples.owners[batch.label], samples.columns[batch.label], weight
-  )
+  owners, columns = samples.owners[batch.label], samples.columns[batch.label]
+  return objectives.Batch(images, owners, columns, weight, batch.number)
 
 
 def priors(

@@ -134,6 +134,7 @@ def transform(
       drawn.label,
       everyone.label.size + drawn.order,
       drawn.weight,
+      drawn.number,
     )
     return Memory(buffer, later, offered), transforms.join(batch, more)
 
