@@ -8,8 +8,11 @@ from jax.sharding import Mesh
 
 from mhil import config as config_lib
 from mhil import (
+  cuts,
   data,
+  local,
   losses,
+  modules,
   networks,
   objectives,
   optimizers,
@@ -61,7 +64,7 @@ def parts(config: config_lib.Config) -> Parts:
   transform = make_memory(config, mesh, dataset)
   prepare.check(mesh, stream, dataset, recipe, transform.size)
   branch = make_branch(config.network, dataset, stream.head_width + 1)
-  objective = objectives.end_to_end(branch)
+  objective = make_objective(config, branch, dataset)
   loss = make_loss(config.loss)
   return Parts(mesh, stream, dataset, objective, loss, recipe, transform)
 
@@ -110,6 +113,41 @@ def make_branch(
     return networks.resnet18(outputs, channels=shape[-1], **how)
   depth = int(network.name.removeprefix("resnet"))
   return networks.resnet_cifar(depth, outputs, channels=shape[-1], **how)
+
+
+def make_objective(
+  config: config_lib.Config, branch: networks.Branch, dataset: data.Dataset
+) -> objectives.Objective:
+  """How one branch learns."""
+  if config.objective.name == "end_to_end":
+    return objectives.end_to_end(branch)
+  return local.local(make_split(config.local, branch, dataset))
+
+
+def make_split(
+  o: config_lib.Local, branch: networks.Branch, dataset: data.Dataset
+) -> modules.Split:
+  """The branch in modules; `local.cuts` are numbers of its pieces."""
+  shape = dataset.train_images.shape[1:]
+  method = modules.Method(
+    mode=o.mode,
+    classifier=o.classifier,
+    loss=o.loss,
+    restore=(float(o.restore_first), float(o.restore_last)),
+    task=(float(o.task_first), float(o.task_last)),
+    pixels=(dataset.mean, dataset.std),
+    isolated=o.isolated,
+  )
+  trunk = branch.pieces[:-1]
+  if not all(0 <= cut < len(trunk) for cut in o.cuts):
+    raise ValueError(
+      f"local.cuts={o.cuts} is not inside {branch.name}; use numbers from 0 to "
+      f"{len(trunk) - 1}, which stand for {', '.join(trunk)}"
+    )
+  where = tuple(trunk[cut] for cut in o.cuts) or cuts.published(
+    branch.name, o.modules, o.lists == "balanced"
+  )
+  return modules.split(branch, shape, where, method)
 
 
 def make_loss(loss: config_lib.Loss) -> losses.Loss:

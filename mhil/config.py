@@ -70,6 +70,36 @@ class Network:
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
+class Objective:
+  """How a branch learns: `end_to_end` or `local`."""
+
+  name: str = "end_to_end"
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class Local:
+  """Gradient-isolated modules, for `objective.name=local`; `modules.Method`.
+
+  So many `modules` of the `published` list or the one `balanced` for memory, or
+  `cuts`: the numbers of the pieces, from 0, after which a module ends. `mode`,
+  `classifier` and `loss` as the paper names them; weights of its two losses at
+  the first and the last cut; `isolated` false is the end-to-end control.
+  """
+
+  modules: int = 1
+  lists: str = "published"
+  cuts: tuple[int, ...] = ()
+  mode: str = "R0"
+  classifier: str = "1c2f"
+  loss: str = "softmax"
+  restore_first: float = 0.0
+  restore_last: float = 0.0
+  task_first: float = 1.0
+  task_last: float = 1.0
+  isolated: bool = True
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
 class Loss:
   """`dce`, `distributed_ce` or `ce`.
 
@@ -162,6 +192,8 @@ class Config:
   data: Data = dataclasses.field(default_factory=Data)
   stream: Stream = dataclasses.field(default_factory=Stream)
   network: Network = dataclasses.field(default_factory=Network)
+  objective: Objective = dataclasses.field(default_factory=Objective)
+  local: Local = dataclasses.field(default_factory=Local)
   loss: Loss = dataclasses.field(default_factory=Loss)
   memory: Memory = dataclasses.field(default_factory=Memory)
   optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)

@@ -5,8 +5,7 @@ feature map without pooling, and that is where local learning and
 layer-parallel training cut. Pooling opens the last piece, `readout`, so that
 the chain of all pieces is `apply`.
 
-NNX defines the pieces; they are split once, when a branch is built, and run
-on plain nested dicts: `params[piece][layer]...[array]`.
+The pieces run on plain nested dicts: `params[piece][layer]...[array]`.
 """
 
 import math
@@ -16,12 +15,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.extend.core
 import jax.numpy as jnp
-from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from mhil import layers
+from mhil import pieces as pieces_lib
 from mhil.layers import Numerics
+from mhil.pieces import Maker
 
 Tree = dict[str, Any]
 
@@ -43,6 +43,7 @@ class Branch(NamedTuple):
       all pieces but `readout`, then pooled, in float32.
     readout: `readout(params, features) -> logits`, from pooled features and
       the params of the whole branch.
+    numerics: what its layers share.
   """
 
   name: str
@@ -52,39 +53,26 @@ class Branch(NamedTuple):
   apply: Callable[[Tree, Tree, ArrayLike, bool], tuple[Array, Tree]]
   features: Callable[[Tree, Tree, ArrayLike, bool], tuple[Array, Tree]]
   readout: Callable[[Tree, ArrayLike], Array]
-
-
-Maker = Callable[[nnx.Rngs], nnx.Module]
-
-
-def _split(module: nnx.Module) -> tuple[Tree, Tree]:
-  params, stats = nnx.state(module, nnx.Param, nnx.BatchStat)
-  return nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+  numerics: Numerics
 
 
 def _branch(
-  name: str, trunk: Mapping[str, Maker], width: int, outputs: int
+  name: str,
+  trunk: Mapping[str, Maker],
+  width: int,
+  outputs: int,
+  numerics: Numerics,
 ) -> Branch:
   makers = dict(trunk)
   makers["readout"] = lambda rngs: layers.Readout(width, outputs, rngs=rngs)
-  graphs = {
-    piece: nnx.graphdef(nnx.eval_shape(lambda make=make: make(nnx.Rngs(0))))
-    for piece, make in makers.items()
-  }
+  pieces, piece_init, run = pieces_lib.build(makers)
 
   def init(key: jax.Array) -> tuple[Tree, Tree]:
     params, stats = {}, {}
-    for i, (piece, make) in enumerate(makers.items()):
-      rngs = nnx.Rngs(params=jax.random.fold_in(key, i))
-      params[piece], stats[piece] = _split(make(rngs))
+    for i, piece in enumerate(pieces):
+      own = jax.random.fold_in(key, i)
+      params[piece], stats[piece] = piece_init(piece, own)
     return params, stats
-
-  def run(
-    piece: str, params: Tree, stats: Tree, x: ArrayLike, train: bool
-  ) -> tuple[Array, Tree]:
-    module: Any = nnx.merge(graphs[piece], params, stats)
-    y = module(jnp.asarray(x), train)
-    return y, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
   def features(
     params: Tree, stats: Tree, x: ArrayLike, train: bool
@@ -103,8 +91,7 @@ def _branch(
     x, stats = features(params, stats, x, train)
     return readout(params, x), stats
 
-  pieces = tuple(makers)
-  return Branch(name, pieces, init, run, apply, features, readout)
+  return Branch(name, pieces, init, run, apply, features, readout, numerics)
 
 
 def count_parameters(params: Tree) -> int:
@@ -171,7 +158,7 @@ def mlp(
     )
 
   trunk = {f"dense{i}": layer(i) for i in range(len(hidden))}
-  return _branch("mlp", trunk, sizes[-1], outputs)
+  return _branch("mlp", trunk, sizes[-1], outputs, numerics)
 
 
 def convnet(
@@ -210,7 +197,7 @@ def convnet(
     )
 
   trunk = {f"conv{i}": layer(i) for i in range(len(widths))}
-  return _branch("convnet", trunk, sizes[-1], outputs)
+  return _branch("convnet", trunk, sizes[-1], outputs, numerics)
 
 
 def resnet_cifar(
@@ -296,4 +283,4 @@ def _resnet(
   for stage, count in enumerate(counts, 1):
     for i in range(count):
       trunk[f"stage{stage}.block{i}"] = block(stage, i)
-  return _branch(name, trunk, widths[-1], outputs)
+  return _branch(name, trunk, widths[-1], outputs, numerics)

@@ -9,6 +9,11 @@ CHOICES = {
   "network.name": ("mlp", "convnet", *RESNETS),
   "network.dtype": ("float32", "bfloat16"),
   "network.norm": ("none", "batch", "group"),
+  "objective.name": ("end_to_end", "local"),
+  "local.lists": ("published", "balanced"),
+  "local.mode": ("R0", "E", "R1", "R1E", "R2", "R4", "R8", "R16"),
+  "local.classifier": ("0c1f", "0c2f", "1c1f", "1c2f", "1c3f", "2c2f"),
+  "local.loss": ("softmax", "contrast"),
   "loss.name": ("dce", "distributed_ce", "ce"),
   "loss.reference": ("learned", "zero", "per_class", "none"),
   "loss.correction": ("auto", "on", "off"),
@@ -39,6 +44,11 @@ RANGE: dict[str, tuple[float, float]] = {
   "stream.increment": (1, INF),
   "stream.order_seed": (-1, 2**32 - 1),
   "data.limit": (0, INF),
+  "local.modules": (1, INF),
+  "local.restore_first": (0, INF),
+  "local.restore_last": (0, INF),
+  "local.task_first": (0, INF),
+  "local.task_last": (0, INF),
   "loss.smoothing": (0, 0.99),
   "memory.size": (-1, INF),
   "memory.draws": (1, INF),
@@ -99,6 +109,29 @@ def validate(config: config_lib.Config) -> None:
     raise ValueError(
       f"network.widths={config.network.widths} is no network; use positive "
       "widths such as (64,)"
+    )
+  _check_local(config)
+
+
+def _check_local(config: config_lib.Config) -> None:
+  local = config.local
+  cut = local.modules > 1 or bool(local.cuts)
+  if cut and config.objective.name != "local":
+    raise ValueError(
+      f"local.modules={local.modules} and local.cuts={local.cuts} cut nothing "
+      f"with objective.name={config.objective.name}; use objective.name=local"
+    )
+  if local.modules > 1 and local.cuts:
+    raise ValueError(
+      f"local.modules={local.modules} and local.cuts={local.cuts} both say "
+      "where to cut; use local.modules=1 with local.cuts"
+    )
+  # Their normaliser is that of the heads' logits, not of an auxiliary one's.
+  own = local.loss == "softmax" and local.isolated
+  if cut and own and config.loss.name != "dce":
+    raise ValueError(
+      f"loss.name={config.loss.name} couples the heads, which an auxiliary "
+      "classifier has no part in; use loss.name=dce or local.loss=contrast"
     )
 
 

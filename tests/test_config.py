@@ -6,7 +6,7 @@ import json
 import pytest
 
 from mhil import config as config_lib
-from mhil import validation
+from mhil import modules, validation
 
 
 def changed(field, value):
@@ -119,3 +119,52 @@ def test_validation_changes_nothing():
   config = config_lib.Config()
   validation.validate(config)
   assert dataclasses.asdict(config) == dataclasses.asdict(config_lib.Config())
+
+
+# -- local learning ----------------------------------------------------------
+
+
+def test_choices_are_those_of_the_library():
+  for field, known in modules.CHOICES.items():
+    assert validation.CHOICES[f"local.{field}"] == known
+
+
+def local(**changes):
+  """A valid configuration with local learning, changed."""
+  config = changed("objective.name", "local")
+  config_lib.assign(config, "local.modules", 4)
+  for field, value in changes.items():
+    config_lib.assign(config, field.replace("__", "."), value)
+  return config
+
+
+def test_local_learning_is_valid():
+  validation.validate(local())
+  validation.validate(local(loss__name="ce", local__loss="contrast"))
+  validation.validate(local(loss__name="ce", local__isolated=False))
+  validation.validate(local(loss__name="ce", local__modules=1))
+  validation.validate(local(local__modules=1, local__cuts=(2, 3)))
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"objective__name": "end_to_end"}, "local.modules=4 .* cut nothing"),
+    (
+      {
+        "objective__name": "end_to_end",
+        "local__modules": 1,
+        "local__cuts": (1,),
+      },
+      r"local.cuts=\(1,\) cut nothing",
+    ),
+    ({"local__cuts": (1,)}, "both say where to cut; use local.modules=1"),
+    (
+      {"loss__name": "ce"},
+      "loss.name=ce couples the heads.* use loss.name=dce",
+    ),
+  ],
+)
+def test_local_learning_that_cannot_be_meant(changes, words):
+  with pytest.raises(ValueError, match=words):
+    validation.validate(local(**changes))
