@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 import optax
 from jax.sharding import Mesh
 
+from experiments import build_layers
 from mhil import config as config_lib
 from mhil import (
   cuts,
   data,
+  frozen,
   local,
   losses,
   modules,
@@ -64,6 +66,7 @@ def parts(config: config_lib.Config) -> Parts:
   transform = make_memory(config, mesh, dataset)
   prepare.check(mesh, stream, dataset, recipe, transform.size)
   branch = make_branch(config.network, dataset, stream.head_width + 1)
+  branch = frozen.frozen(branch, config.network.reads)
   objective = make_objective(config, branch, dataset)
   loss = make_loss(config.loss)
   return Parts(mesh, stream, dataset, objective, loss, recipe, transform)
@@ -121,6 +124,8 @@ def make_objective(
   """How one branch learns."""
   if config.objective.name == "end_to_end":
     return objectives.end_to_end(branch)
+  if config.objective.name == "layer_parallel":
+    return build_layers.make(config.layer_parallel, branch, dataset)
   return local.local(make_split(config.local, branch, dataset))
 
 

@@ -97,7 +97,10 @@ def balance(costs: Sequence[int], stages: int) -> tuple[int, ...]:
   for parts in range(2, stages + 1):
     for i in range(parts, len(costs) + 1):
       best[i, parts] = min(
-        (max(best[a, parts - 1][0], sum(costs[a:i])), (*best[a, parts - 1][1], a))
+        (
+          max(best[a, parts - 1][0], sum(costs[a:i])),
+          (*best[a, parts - 1][1], a),
+        )
         for a in inner
         if parts - 1 <= a < i
       )

@@ -41,6 +41,9 @@ class Guesser(NamedTuple):
     guess: `(params, stats, side, batch) -> Guess`.
     learn: `(params, batch, mended) -> gradients` of the auxiliary networks.
     store: `(side, batch, mended) -> side`.
+    states: `(params, images) -> lam_k` of any images; none where they are kept
+      by sample.
+    costs: multiply-adds of each auxiliary network, for one sample.
   """
 
   params: Callable[[Array], Tree]
@@ -48,6 +51,8 @@ class Guesser(NamedTuple):
   guess: Callable[[Tree, Tree, Tree, objectives.Batch], Guess]
   learn: Callable[[Tree, objectives.Batch, Guess], Tree]
   store: Callable[[Tree, objectives.Batch, Guess], Tree]
+  states: Callable[[Tree, Array], list[Array]]
+  costs: tuple[int, ...]
 
 
 def by_network(
@@ -100,7 +105,10 @@ def by_network(
   def store(side, batch, mended):
     return _store(side, batch, None, mended.multipliers)
 
-  return Guesser(aux.init, side, guess, learn, store)
+  def states(params, images):
+    return [aux.run(n, params[n], images)[0] for n in aux.names]
+
+  return Guesser(aux.init, side, guess, learn, store, states, aux.costs)
 
 
 def by_sample(chain: Chain, samples: int, *, multipliers: bool) -> Guesser:
@@ -130,7 +138,15 @@ def by_sample(chain: Chain, samples: int, *, multipliers: bool) -> Guesser:
     return _store(side, batch, mended.states, kept)
 
   side = _tables(chain, samples, states=True, multipliers=multipliers)
-  return Guesser(lambda key: {}, side, guess, lambda *_: {}, store)
+  return Guesser(
+    lambda key: {},
+    side,
+    guess,
+    lambda params, batch, mended: {},
+    store,
+    lambda params, images: [],
+    (),
+  )
 
 
 def _tables(chain, samples, states, multipliers=True):
@@ -161,7 +177,9 @@ def _store(side, batch, states, multipliers):
   def put(table, new):
     shape = -1, *(1 for _ in new.shape[1:])
     change = share.reshape(shape) * (new - table[batch.number])
-    return table + _over_data(jnp.zeros_like(table).at[batch.number].add(change))
+    return table + _over_data(
+      jnp.zeros_like(table).at[batch.number].add(change)
+    )
 
   for name, values in ("states", states), ("multipliers", multipliers):
     if side[name]:

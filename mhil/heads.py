@@ -202,9 +202,25 @@ def features(
   """Features `[1, b, f]` in one head, or in a neighbour of its on devices
   that do not hold it; runs in `shard_map`, without a collective.
   """
+  return _of_head(bank, head, images, objective.features)[None]
+
+
+def probe(
+  bank: Bank,
+  head: jax.Array,
+  images: jax.Array,
+  *,
+  objective: objectives.Objective,
+) -> dict[str, jax.Array]:
+  """What the objective measures of images, `[1, b, ...]`; as `features`."""
+  found = _of_head(bank, head, images, objective.probe)
+  return jax.tree.map(lambda x: x[None], found)
+
+
+def _of_head(bank, head, images, function):
   i = head // lax.axis_size("head")
   params, stats = jax.tree.map(lambda x: x[i, 0], (bank.params, bank.stats))
-  return objective.features(params, stats, images)[None]
+  return function(params, stats, images)
 
 
 def _count(opened, here, width):

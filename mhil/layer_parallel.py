@@ -27,6 +27,7 @@ from a second head of the auxiliary network or kept for each sample; the
 correction without `p_k`, and none, as controls.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -211,7 +212,74 @@ def layer_parallel(
     side = guesser.store(side, batch, mended)
     return out._replace(grads=grads, side=side)
 
-  return base._replace(name="layer_parallel", init=init, step=step)
+  def settle(params, stats, images):
+    return chain.branch.apply(params, stats, images, True)[1]
+
+  def probe(params, stats, images):
+    return _measure(chain, guesser, params, stats, images)
+
+  normalised = jax.tree.leaves(jax.eval_shape(base.init, jax.random.key(0))[1])
+  return base._replace(
+    name="layer_parallel",
+    init=init,
+    step=step,
+    settle=settle if normalised else None,
+    probe=probe,
+    facts=facts(chain, guesser.costs, method),
+  )
+
+
+def _measure(chain, guesser, params, stats, images):
+  """Logits of the chain and of the guesses, and how far guesses are off."""
+  found, x, last = {}, images, len(chain.stages) - 1
+  states = guesser.states(params, images)
+  for k in range(last + 1):
+    x, _ = chain.run(k, params, stats, x, False)
+    if k < len(states):
+      found[f"violation{k + 1}"] = _apart(states[k], x)
+  found["chain"] = x
+  if states:
+    found["aux"] = chain.run(last, params, stats, states[-1], False)[0]
+  return found
+
+
+def _apart(a: Array, b: Array) -> Float[Array, " b"]:
+  """The norm of the difference over the larger norm, 0 to 2."""
+  most = jnp.maximum(_inner(a, a), _inner(b, b))
+  return jnp.sqrt(_inner(a - b, a - b) / jnp.maximum(most, 1e-12))
+
+
+def facts(chain: Chain, costs: Sequence[int], method: Method) -> dict[str, Any]:
+  """Stages and costs, and what the model says of the speed; JSON-safe."""
+  return {
+    "stages": [list(names) for names in chain.stages],
+    "stage_multiply_adds": list(chain.costs),
+    "aux_multiply_adds": list(costs),
+    "aux_share": sum(costs) / sum(chain.costs),
+    "counted_speedup": counted_speedup(chain.costs, costs, method.corrections),
+  }
+
+
+def counted_speedup(
+  stages: Sequence[int], aux: Sequence[int], corrections: int = 1
+) -> float:
+  """How much sooner a step ends with a device a stage, by multiply-adds alone.
+
+  A gradient costs two forward passes, that of a state alone one. A network
+  that guesses runs and learns beside the stage that it feeds. Data, exchange
+  and correction are left out; `experiments.benchmark` measures them.
+
+  Args:
+    stages: multiply-adds of each stage, forwards.
+    aux: of each auxiliary network, forwards.
+    corrections: passes through all stages in a step.
+  """
+  beside = [0, *aux] if aux else [0] * len(stages)
+  longest = max(
+    (3 + 2 * (corrections - 1) * (k > 0)) * stage + 3 * beside[k]
+    for k, stage in enumerate(stages)
+  )
+  return 3 * sum(stages) / longest
 
 
 def _parallel(chain, params, stats, batch, criterion, method, guess):
@@ -267,7 +335,9 @@ def _serial(chain, params, stats, batch, criterion, method, guess):
     below = _each(below, batch.weight)
     passes.insert(0, Pass(zero, value, grads, below, new))
   states = [
-    correct(passes[k].value, passes[k + 1].adjoint, passes[k].value, None, method)
+    correct(
+      passes[k].value, passes[k + 1].adjoint, passes[k].value, None, method
+    )
     for k in range(len(values))
   ]
   return _gather(passes), Guess(states, guess.multipliers)

@@ -107,6 +107,18 @@ def end_to_end(branch: networks.Branch) -> Objective:
   return Objective("end_to_end", init, step, predict, features)
 
 
+def settling(objective: Objective) -> Objective:
+  """Moves the statistics by `settle` and learns nothing."""
+
+  def step(params, stats, side, batch, criterion, key):
+    del criterion, key
+    stats = objective.settle(params, stats, batch.images)
+    loss = jnp.zeros_like(jnp.sum(batch.weight))
+    return Step(loss, jax.tree.map(jnp.zeros_like, params), stats, side)
+
+  return objective._replace(name="settling", step=step)
+
+
 def readout(objective: Objective) -> Objective:
   """Train only the last layer; the features are frozen at inference form.
 

@@ -58,24 +58,38 @@ def build(
       heads.initializer(objective, recipe.optimizer, len(stream.tasks), mesh)
     ),
     jax.jit(heads.each(recipe.optimizer.init, mesh)),
-    jax.jit(scoring.head_features(mesh, dataset, objective)),
+    jax.jit(scoring.of_head(heads.features, mesh, dataset, objective)),
+    None,
+    None,
     [],
     (0, 0),
   )
   feed = phases.open_phase(run, run.phases[0])
   state = start(run)
-  step = programs.train_step(
-    mesh,
-    dataset,
-    objective,
-    loss,
-    recipe.optimizer,
-    rate_of(recipe),
-    recipe.train_heads,
-    transform,
-    recipe.correction,
-    recipe.streamed,
-  )
+
+  def stepping(objective):
+    return programs.train_step(
+      mesh,
+      dataset,
+      objective,
+      loss,
+      recipe.optimizer,
+      rate_of(recipe),
+      recipe.train_heads,
+      transform,
+      recipe.correction,
+      recipe.streamed,
+    )
+
+  step = stepping(objective)
+  if objective.settle:
+    settling = stepping(objectives.settling(objective))
+    run = run._replace(
+      settle=jax.jit(lambda *given: settling(*given).bank.stats)
+    )
+  if objective.probe:
+    probe = scoring.of_head(heads.probe, mesh, dataset, objective)
+    run = run._replace(probe=jax.jit(probe))
   given, tested = inputs.shapes(run)
   tally = scoring.evaluate(
     scoring.class_scores(mesh, dataset, objective, loss),

@@ -43,6 +43,9 @@ class Run(NamedTuple):
     fresh: jitted `key -> Bank`.
     reset: compiled `parameters -> optimiser states`, for every head.
     features: jitted `(bank, head, images) -> [h, b, f]`.
+    settle: jitted `(state, epoch, task, samples) -> stats`, or None; see
+      `objectives.Objective`.
+    probe: jitted `(bank, head, images) -> {name: [h, b, ...]}`, or None.
     compiles: how often XLA compiled `step` and `tally`.
     traffic: the collectives of `step`, read from its optimised program.
   """
@@ -65,6 +68,8 @@ class Run(NamedTuple):
   fresh: Any
   reset: Any
   features: Any
+  settle: Any
+  probe: Any
   traffic: list[sharding.Collective]
   compiles: tuple[int, int]
 

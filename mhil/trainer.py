@@ -204,7 +204,10 @@ def fit(
         state = phases.keep(run, state, t)
       if phase is not run.phases_of(t)[-1]:
         continue
-      note.end(phases.evaluate(run, state, feed))
+      found = {"collected": phases.probe(run, state, t)}
+      state = phases.settle(run, state, feed)
+      found["settled"] = phases.probe(run, state, t)
+      note.end(phases.evaluate(run, state, feed), found)
       if checkpoints:
         save()
       note.compiled(compiling.count())

@@ -4,16 +4,19 @@ from typing import Any
 
 from mhil import config as config_lib
 
-RESNETS = ("resnet20", "resnet32", "resnet110", "resnet18")
+RESNETS = ("resnet8", "resnet20", "resnet32", "resnet110", "resnet18")
 CHOICES = {
   "network.name": ("mlp", "convnet", *RESNETS),
   "network.dtype": ("float32", "bfloat16"),
   "network.norm": ("none", "batch", "group"),
-  "objective.name": ("end_to_end", "local"),
+  "objective.name": ("end_to_end", "local", "layer_parallel"),
   "local.lists": ("published", "balanced"),
   "local.mode": ("R0", "E", "R1", "R1E", "R2", "R4", "R8", "R16"),
   "local.classifier": ("0c1f", "0c2f", "1c1f", "1c2f", "1c3f", "2c2f"),
   "local.loss": ("softmax", "contrast"),
+  "layer_parallel.method": ("penalty", "lagrangian"),
+  "layer_parallel.states": ("network", "sample"),
+  "layer_parallel.multipliers": ("network", "sample"),
   "loss.name": ("dce", "distributed_ce", "ce"),
   "loss.reference": ("learned", "zero", "per_class", "none"),
   "loss.correction": ("auto", "on", "off"),
@@ -44,11 +47,20 @@ RANGE: dict[str, tuple[float, float]] = {
   "stream.increment": (1, INF),
   "stream.order_seed": (-1, 2**32 - 1),
   "data.limit": (0, INF),
+  "network.reads": (0, INF),
   "local.modules": (1, INF),
   "local.restore_first": (0, INF),
   "local.restore_last": (0, INF),
   "local.task_first": (0, INF),
   "local.task_last": (0, INF),
+  "layer_parallel.stages": (1, INF),
+  "layer_parallel.beta": (0, INF),
+  "layer_parallel.eta": (0, INF),
+  "layer_parallel.corrections": (1, INF),
+  "layer_parallel.serial_every": (0, INF),
+  "layer_parallel.cost": (0, 1),
+  "layer_parallel.depth": (1, INF),
+  "layer_parallel.rate": (0, INF),
   "loss.smoothing": (0, 0.99),
   "memory.size": (-1, INF),
   "memory.draws": (1, INF),
@@ -111,6 +123,7 @@ def validate(config: config_lib.Config) -> None:
       "widths such as (64,)"
     )
   _check_local(config)
+  _check_layer_parallel(config)
 
 
 def _check_local(config: config_lib.Config) -> None:
@@ -132,6 +145,26 @@ def _check_local(config: config_lib.Config) -> None:
     raise ValueError(
       f"loss.name={config.loss.name} couples the heads, which an auxiliary "
       "classifier has no part in; use loss.name=dce or local.loss=contrast"
+    )
+
+
+def _check_layer_parallel(config: config_lib.Config) -> None:
+  o, name = config.layer_parallel, config.objective.name
+  if (o.stages > 1 or o.cuts) and name != "layer_parallel":
+    raise ValueError(
+      f"layer_parallel.stages={o.stages} and layer_parallel.cuts={o.cuts} cut "
+      f"nothing with objective.name={name}; use objective.name=layer_parallel"
+    )
+  if o.stages > 1 and o.cuts:
+    raise ValueError(
+      f"layer_parallel.stages={o.stages} and layer_parallel.cuts={o.cuts} both "
+      "say where to cut; use layer_parallel.stages=1 with layer_parallel.cuts"
+    )
+  # Its normaliser is that of true logits, not of those on guessed states.
+  if name == "layer_parallel" and config.loss.name != "dce":
+    raise ValueError(
+      f"loss.name={config.loss.name} couples the heads, which a stage on "
+      "guessed states has no part in; use loss.name=dce"
     )
 
 
