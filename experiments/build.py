@@ -115,6 +115,8 @@ def make_branch(
   if network.name == "resnet18":
     return networks.resnet18(outputs, channels=shape[-1], **how)
   depth = int(network.name.removeprefix("resnet"))
+  if depth == 8:  # for two CPU cores: half as wide, too
+    how["widths"] = (8, 8, 16, 32)
   return networks.resnet_cifar(depth, outputs, channels=shape[-1], **how)
 
 
