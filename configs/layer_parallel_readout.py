@@ -10,7 +10,9 @@ def get_config() -> config.Config:
   return config.Config(
     data=config.Data(name="digits"),
     stream=config.Stream(increment=10),
-    network=config.Network(name="mlp", widths=(64, 64, 64), norm="batch", reads=4),
+    network=config.Network(
+      name="mlp", widths=(64, 64, 64), norm="batch", reads=4
+    ),
     loss=config.Loss(reference="none"),
     objective=config.Objective(name="layer_parallel"),
     layer_parallel=config.LayerParallel(cuts=(3,)),

@@ -1,8 +1,15 @@
 """From a configuration to layer-parallel training."""
 
-from mhil import auxnet, chain, data, guessing, layer_parallel, networks
+from mhil import (
+  auxnet,
+  chain,
+  data,
+  guessing,
+  layer_parallel,
+  networks,
+  objectives,
+)
 from mhil import config as config_lib
-from mhil import objectives
 
 
 def make(

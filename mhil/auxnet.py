@@ -11,6 +11,7 @@ own that it is given. With multipliers, the last layer has twice the outputs:
 state, and scaled multiplier, which starts at 0.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -65,9 +66,9 @@ class _Net(nnx.Module):
     self.state = state
     if len(state) == 1:
       sizes = [math.prod(shape), *[width] * depth]
-      hidden = [
+      hidden: list[Any] = [
         layers.DenseLayer(a, b, numerics, rngs=rngs)
-        for a, b in zip(sizes, sizes[1:])
+        for a, b in itertools.pairwise(sizes)
       ]
       make: Any = layers.Dense
     else:

@@ -58,8 +58,8 @@ def chain(
   names, last = branch.pieces, len(branch.pieces) - 1
   if not 1 <= stages <= len(names):
     raise ValueError(
-      f"layer_parallel.stages={stages} are more than the {len(names)} pieces of "
-      f"{branch.name}; use layer_parallel.stages={len(names)} or less"
+      f"layer_parallel.stages={stages} are more than the {len(names)} pieces "
+      f"of {branch.name}; use layer_parallel.stages={len(names)} or less"
     )
   if list(cuts) != sorted({*cuts} & {*range(1, last + 1)}):
     raise ValueError(
@@ -87,26 +87,17 @@ def balance(costs: Sequence[int], stages: int) -> tuple[int, ...]:
     The `stages - 1` first indices of all parts but the first; of equally good
     cuts the earliest.
   """
-  inner = range(1, len(costs))
-
-  def dearest(cuts):
-    bounds = itertools.pairwise([0, *cuts, len(costs)])
-    return max(sum(costs[a:b]) for a, b in bounds)
-
-  best = {(i, 1): (sum(costs[:i]), ()) for i in range(1, len(costs) + 1)}
+  best: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {
+    (i, 1): (sum(costs[:i]), ()) for i in range(1, len(costs) + 1)
+  }
   for parts in range(2, stages + 1):
     for i in range(parts, len(costs) + 1):
       best[i, parts] = min(
-        (
-          max(best[a, parts - 1][0], sum(costs[a:i])),
-          (*best[a, parts - 1][1], a),
-        )
-        for a in inner
-        if parts - 1 <= a < i
+        (max(dearest, sum(costs[a:i])), (*cuts, a))
+        for a in range(parts - 1, i)
+        for dearest, cuts in [best[a, parts - 1]]
       )
-  found, cuts = best[len(costs), stages]
-  assert found == dearest(cuts)
-  return cuts
+  return best[len(costs), stages][1]
 
 
 def _run(branch, parts, k, params, stats, x, train):

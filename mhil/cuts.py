@@ -112,3 +112,26 @@ def interfaces(
 
 def _evaluate(branch, name, params, stats, x):
   return branch.piece(name, params, stats, x, False)
+
+
+def balance(costs: Sequence[float], parts: int) -> tuple[int, ...]:
+  """Where to cut a row of costs, its dearest part as cheap as can be.
+
+  Args:
+    costs: of each element of the row.
+    parts: how many, none empty.
+
+  Returns:
+    The index at which each part but the first begins.
+  """
+  n = len(costs)
+  best: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {
+    (i, 1): (sum(costs[:i]), ()) for i in range(1, n + 1)
+  }
+  for k in range(2, parts + 1):
+    for i in range(k, n + 1):
+      best[i, k] = min(
+        (max(best[a, k - 1][0], sum(costs[a:i])), (*best[a, k - 1][1], a))
+        for a in range(k - 1, i)
+      )
+  return best[n, parts][1]

@@ -21,7 +21,7 @@ def of_run(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
   params = run.whole(state.bank).params
   of_head = sum(math.prod(x.shape[2:]) for x in jax.tree.leaves(params))
   open_heads = len(run.stream.tasks)
-  usage = run.step.memory_analysis()
+  usage = [program.memory_analysis() for program in run.programs]
   return {
     "params_sha256": params_sha256(params, open_heads),
     "parameters": {"total": of_head * open_heads, "per_head": of_head},
@@ -29,16 +29,16 @@ def of_run(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
     "compiles": dict(zip(("train_step", "evaluate"), run.compiles)),
     "collectives": [c._asdict() for c in run.traffic],
     "step_bytes_per_device": {
-      "temporary": usage.temp_size_in_bytes,
-      "arguments": usage.argument_size_in_bytes,
+      "temporary": max(x.temp_size_in_bytes for x in usage),
+      "arguments": max(x.argument_size_in_bytes for x in usage),
     },
     "steps_per_task": [
       sum(len(phase.steps) for phase in run.phases_of(t))
       for t in range(open_heads)
     ],
     "objective": {"name": run.objective.name, **run.objective.facts},
-    "mesh": dict(run.mesh.shape),
-    "devices": [str(d) for d in run.mesh.devices.flat],
+    "mesh": dict(run.grid.shape),
+    "devices": [str(d) for d in run.grid.devices.flat],
     "seed": run.seed,
     "versions": {
       "python": platform.python_version(),

@@ -28,8 +28,8 @@ def frozen(branch: networks.Branch, reads: int) -> networks.Branch:
   width = shapes["readout"]["dense"]["kernel"].shape[0]
   if not 0 < reads < width:
     raise ValueError(
-      f"network.reads={reads} is not 0 or one of the branch's {width} features; "
-      f"use network.reads={width // 2}"
+      f"network.reads={reads} is not fewer than the {width} features of "
+      f"{branch.name}; use network.reads={width // 2}"
     )
   # As large as if the features that are read were all.
   mask = (jnp.arange(width) < reads) * (width / reads) ** 0.5

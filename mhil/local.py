@@ -14,9 +14,10 @@ so that an encoder learns from the module behind it, and every other parameter
 from its own. Encoders are part of the network that predicts; auxiliary
 classifiers and decoders are not.
 
-Mesh axis: none; the modules of a branch run on the device of its head.
-Collectives in a step: over `head` none, over `data` the gradients, and with
-contrast the features of the batch.
+Mesh axis: `stage`, modules in a row on each device along it, or none, all on
+the device of their head. Collectives in a step: over `head` and `stage` none,
+over `data` the gradients, and with contrast the features of the batch. Between
+stages features go forward and nothing comes back; see `relay`.
 
 From the released code: the shapes of all nets, the cuts, what trains an
 encoder. Ours: l is the loss of the head that the branch carries, D-CE
@@ -28,6 +29,7 @@ Greedy learning (Belilovsky et al. 2019), DGL (2020, as ContSup runs it) and
 InfoPro (Wang et al., ICLR 2021) are settings in `modules.Method`.
 """
 
+import itertools
 import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -37,7 +39,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mhil import auxiliary, layers, modules, objectives
+from mhil import auxiliary, cuts, layers, modules, networks, objectives
+from mhil.modules import OUT
 
 Tree = dict[str, Any]
 
@@ -47,17 +50,17 @@ class Flow(NamedTuple):
 
   Attributes:
     out: `[b, ...]` what left the last module; the images at first.
-    inputs: of each module so far, context included.
+    inputs: by number of the module, context included; those that encoders may
+      still read, at least.
   """
 
   out: Array
-  inputs: tuple[Array, ...] = ()
+  inputs: dict[int, Array]
 
 
 def local(cut: modules.Split) -> objectives.Objective:
   """Trains each module on its own loss; predicts with all of them."""
-  together = tuple(range(len(cut.modules)))
-  groups = [(j,) for j in together] if cut.method.isolated else [together]
+  together = range(len(cut.modules))
 
   def init(key):
     params, stats = cut.branch.init(key)
@@ -69,20 +72,12 @@ def local(cut: modules.Split) -> objectives.Objective:
 
   def step(params, stats, side, batch, criterion, key):
     del key
-    x, losses, grads = Flow(batch.images), [], {}
-    learn = jax.value_and_grad(advance, has_aux=True)
-    for group in groups:
-      own = {name: params[name] for name in modules.owned(cut, group)}
-      (loss, (x, stats)), grad = learn(
-        own, stats, x, cut, group, batch, criterion
-      )
-      x = _after(grad, x)
-      losses.append(loss)
-      grads |= grad
-    return objectives.Step(sum(losses[1:], losses[0]), grads, stats, side)
+    x = Flow(batch.images, {})
+    out, _ = _learn(cut, together, params, stats, x, batch, criterion)
+    return out._replace(side=side)
 
   def features(params, stats, images):
-    run, x = _runner(cut, params, dict(stats), False), Flow(images)
+    run, x = _runner(cut, params, dict(stats), False), Flow(images, {})
     for j in together:
       x = _through(cut, j, run, x)
     return layers.global_mean(x.out)
@@ -91,6 +86,91 @@ def local(cut: modules.Split) -> objectives.Objective:
     return cut.branch.readout(params, features(params, stats, images))
 
   return objectives.Objective("local", init, step, predict, features)
+
+
+def stages(
+  cut: modules.Split, shape: Sequence[int], count: int
+) -> tuple[objectives.Stage, ...]:
+  """The modules on `count` devices, the dearest as cheap as can be.
+
+  Args:
+    cut: the modules.
+    shape: of one image.
+    count: of stages; each has at least one module.
+
+  Raises:
+    ValueError: for more stages than modules, or modules that are not apart.
+  """
+  modules.check_stages(cut, count)
+  crossings = modules.crossings(cut, shape)
+  ends = [0, *cuts.balance(costs(cut, shape), count), len(cut.modules)]
+  parts = [range(a, b) for a, b in itertools.pairwise(ends)]
+  last = len(cut.modules)
+  return tuple(
+    objectives.Stage(
+      tuple(modules.owned(cut, part)),
+      _stage_step(cut, part, crossings),
+      crossings[part.start],
+      any(modules.sees_image(cut, j) for j in range(part.start, last)),
+    )
+    for part in parts
+  )
+
+
+def costs(cut: modules.Split, shape: Sequence[int]) -> tuple[int, ...]:
+  """Multiply-adds of each module forwards, for one image, with its nets."""
+  params, stats, _ = jax.eval_shape(local(cut).init, jax.random.key(0))
+  x: Any = Flow(jax.ShapeDtypeStruct((1, *shape), jnp.float32), {})
+  found = []
+  for j in range(len(cut.modules)):
+
+    def forward(params, stats, x, j=j):
+      run = _runner(cut, params, dict(stats), False)
+      x = _through(cut, j, run, x)
+      # Normalisation by the batch would need a mesh, and counts the same.
+      for name in modules.owned(cut, [j])[len(cut.contexts[j]) :]:
+        if name not in cut.modules[j]:
+          of = cut.branch.piece if name == "readout" else cut.nets.run
+          of(name, params[name], stats[name], x.out, False)
+      return x
+
+    found.append(networks.multiply_adds(forward, params, stats, x))
+    x = jax.eval_shape(forward, params, stats, x)
+  return tuple(found)
+
+
+def _stage_step(cut, part, crossings):
+  def step(params, stats, side, batch, criterion, key):
+    del key
+    if part.start:
+      inputs = {j: x for j, x in side.arrived.items() if j != OUT}
+      x = Flow(side.arrived[OUT], {0: batch.images} | inputs)
+    else:
+      x = Flow(batch.images, {})
+    out, x = _learn(cut, part, params, stats, x, batch, criterion)
+    leaves = {}
+    if part.stop < len(cut.modules):
+      names = crossings[part.stop]
+      leaves = {j: x.out if j == OUT else x.inputs[j] for j in names}
+    return out._replace(side=objectives.Crossing(side.arrived, leaves))
+
+  return step
+
+
+def _learn(cut, part, params, stats, x, batch, criterion):
+  """`Step` without side, and `Flow`: modules in a row, each on its own loss."""
+  losses, grads = [], {}
+  learn = jax.value_and_grad(advance, has_aux=True)
+  for group in [[j] for j in part] if cut.method.isolated else [part]:
+    own = {name: params[name] for name in modules.owned(cut, group)}
+    (loss, (x, stats)), grad = learn(
+      own, stats, x, cut, group, batch, criterion
+    )
+    x = _after(grad, x)
+    losses.append(loss)
+    grads |= grad
+  total = sum(losses[1:], losses[0])
+  return objectives.Step(total, grads, stats, ()), x
 
 
 def advance(
@@ -143,7 +223,7 @@ def _through(cut, j, run, x):
   out, inputs = x
   for name, source in cut.contexts[j]:
     out = out + run(name, inputs[source])
-  inputs = (*inputs, out)
+  inputs = {**inputs, j: out}
   for name in cut.modules[j]:
     out = run(name, out)
   return Flow(out, inputs)

@@ -6,12 +6,15 @@ The maths is in `local`; this file decides which nets exist, and builds them.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from mhil import auxiliary, networks, pieces
 from mhil import cuts as cuts_lib
 
 Tree = dict[str, Any]
 Weights = tuple[float, float]
 # Rn: an interface reads the last n inputs; E: it reads the image.
+OUT = -1  # What left the module before, among numbers of modules.
 MODES = ("R0", "E", "R1", "R1E", "R2", "R4", "R8", "R16")
 CHOICES = {
   "mode": MODES,
@@ -114,6 +117,46 @@ def used(cut: Split, params: Tree) -> Tree:
   """The parameters that predict, without classifiers and decoders."""
   aside = [n for n in cut.nets.names if n.startswith(("aux", "decoder"))]
   return {name: part for name, part in params.items() if name not in aside}
+
+
+def check_stages(cut: Split, count: int) -> None:
+  """Raises ValueError for modules that do not fit `count` devices."""
+  if not cut.method.isolated:
+    raise ValueError(
+      f"local.isolated=false sends gradients back, and mesh.stage={count} only "
+      "features forward; use mesh.stage=1"
+    )
+  if count > len(cut.modules):
+    raise ValueError(
+      f"mesh.stage={count} is more than the {len(cut.modules)} modules of the "
+      f"branch; use mesh.stage={len(cut.modules)} or less, or more modules"
+    )
+
+
+def crossings(cut: Split, shape: Sequence[int]) -> tuple[dict[int, Any], ...]:
+  """What reaches each module, but the image: shapes of one sample.
+
+  Under `OUT` what left the module before, under its number the input of an
+  earlier module that an encoder from here on reads. None reaches the first.
+  """
+  _, *reached = cuts_lib.interfaces(cut.branch, shape, cut.modules)
+  dtype = cut.branch.numerics.dtype
+
+  def input_of(i):
+    return jax.ShapeDtypeStruct(reached[i - 1], dtype)
+
+  found: list[dict[int, Any]] = [{}]
+  for j in range(1, len(cut.modules)):
+    later = (source for c in cut.contexts[j:] for _, source in c)
+    used = sorted({source for source in later if 0 < source < j})
+    found.append({OUT: input_of(j)} | {i: input_of(i) for i in used})
+  return tuple(found)
+
+
+def sees_image(cut: Split, j: int) -> bool:
+  """Whether module `j` reads the image, for its encoder or its decoder."""
+  encoded = any(source == 0 for _, source in cut.contexts[j])
+  return j == 0 or encoded or f"decoder{j}" in cut.nets.names
 
 
 def _reach(mode):

@@ -53,6 +53,31 @@ class Step(NamedTuple):
   side: Tree
 
 
+class Stage(NamedTuple):
+  """A stretch of a branch that learns apart, from what reaches it.
+
+  Attributes:
+    names: of the pieces that it owns, a part of the branch's parameters.
+    step: as `Objective.step`, of its own pieces; `side` is a `Crossing`, of
+      which it replaces what leaves.
+    arrives: shapes of what reaches it, a tree of those of one sample; `{}`
+      for the first, which reads the batch's images.
+    images: whether it, or a stage behind it, reads the images.
+  """
+
+  names: tuple[str, ...]
+  step: Callable[..., Step]
+  arrives: Tree
+  images: bool
+
+
+class Crossing(NamedTuple):
+  """What reaches a stage and what leaves it, `[b, ...]` each, of one head."""
+
+  arrived: Tree
+  leaves: Tree
+
+
 class Objective(NamedTuple):
   """A way to train one branch.
 
@@ -62,6 +87,8 @@ class Objective(NamedTuple):
     step: `(params, stats, side, batch, criterion, key) -> Step`.
     predict: `(params, stats, images) -> logits [b, c+1]`, at inference.
     features: `(params, stats, images) -> [b, f]`, before the last layer.
+    spread: `(run, mesh) -> run`, how its parts lie along `stage`; see
+      `stages`. None where they cannot.
     settle: `(params, stats, images) -> stats`: normalisation statistics moved
       towards those of the network that is tested, where training collects
       those of another; None where they are the same.
@@ -75,6 +102,7 @@ class Objective(NamedTuple):
   step: Callable[..., Step]
   predict: Callable[[Tree, Tree, Array], Float[Array, "b k"]]
   features: Callable[[Tree, Tree, Array], Float[Array, "b f"]]
+  spread: Callable[..., Any] | None = None
   settle: Callable[[Tree, Tree, Array], Tree] | None = None
   probe: Callable[[Tree, Tree, Array], dict[str, Array]] | None = None
   facts: dict[str, Any] = {}  # noqa: RUF012  (never written to)

@@ -88,14 +88,14 @@ def settle(
   """
   if run.settle is None:
     return state
-  first, pace = feed.phase.steps.start, run_lib.Pace(run)
+  first = feed.phase.steps.start
   stop = min(feed.phase.steps.stop, first + SETTLING)
+  bank = run.whole(state.bank)._replace(opt=(), side=())
   for step, given in zip(range(first, stop), inputs.steps(run, feed, first)):
-    now = state._replace(step=run_lib.scalar(step, run.mesh))
+    now = programs.State(run_lib.scalar(step, run.mesh), bank, state.memory)
     stats = run.settle(now, given[0], feed.task, given[1])
-    state = state._replace(bank=state.bank._replace(stats=stats))
-    pace(now)
-  return state
+    bank = bank._replace(stats=jax.block_until_ready(stats))
+  return state._replace(bank=run.with_stats(state.bank, bank.stats))
 
 
 def probe(run: run_lib.Run, state: programs.State, t: int) -> dict[str, float]:

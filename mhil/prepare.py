@@ -3,8 +3,8 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from mhil import (
@@ -18,12 +18,13 @@ from mhil import (
   programs,
   scoring,
   sharding,
+  stages,
   streams,
   transforms,
 )
 from mhil import data as data_lib
 from mhil.recipe import Recipe
-from mhil.run import Run, scalar, start
+from mhil.run import Run, rate_of, read, scalar, start
 
 
 def build(
@@ -39,8 +40,13 @@ def build(
   """Checks that the parts fit, places the data, compiles the programs."""
   transform = transform or transforms.none(dataset.classes)
   check(mesh, stream, dataset, recipe, transform.size)
+  check_spread(mesh, objective)
+  home = stages.meshes(mesh)[0]
+  fresh = heads.initializer(
+    objective, recipe.optimizer, len(stream.tasks), home
+  )
   run = Run(
-    mesh,
+    home,
     stream,
     dataset,
     objective,
@@ -49,71 +55,110 @@ def build(
     recipe,
     seed,
     plan.phases(stream, dataset.train_labels, recipe, transform.size),
-    *inputs.resident(stream, dataset, recipe, seed, mesh),
+    *inputs.resident(stream, dataset, recipe, seed, home),
     None,
     lambda state, done: state,
     lambda bank: bank,
+    read,
+    lambda state: [state.step],
     None,
-    jax.jit(
-      heads.initializer(objective, recipe.optimizer, len(stream.tasks), mesh)
-    ),
-    jax.jit(heads.each(recipe.optimizer.init, mesh)),
-    jax.jit(scoring.of_head(heads.features, mesh, dataset, objective)),
+    jax.jit(fresh),
     None,
-    None,
+    jax.jit(scoring.of_head(heads.features, home, dataset, objective)),
+    _settle(home, dataset, objective, loss, recipe, transform),
+    _probe(home, dataset, objective),
+    lambda bank, stats: bank._replace(stats=stats),
     [],
     (0, 0),
+    (),
+    mesh,
   )
-  feed = phases.open_phase(run, run.phases[0])
-  state = start(run)
-
-  def stepping(objective):
-    return programs.train_step(
-      mesh,
-      dataset,
-      objective,
-      loss,
-      recipe.optimizer,
-      rate_of(recipe),
-      recipe.train_heads,
-      transform,
-      recipe.correction,
-      recipe.streamed,
-    )
-
-  step = stepping(objective)
-  if objective.settle:
-    settling = stepping(objectives.settling(objective))
-    run = run._replace(
-      settle=jax.jit(lambda *given: settling(*given).bank.stats)
-    )
-  if objective.probe:
-    probe = scoring.of_head(heads.probe, mesh, dataset, objective)
-    run = run._replace(probe=jax.jit(probe))
-  given, tested = inputs.shapes(run)
+  if objective.spread is not None and mesh.shape["stage"] > 1:
+    run = objective.spread(run, mesh)
+  else:
+    run = _whole(run)
+  bank = start(run).bank
   tally = scoring.evaluate(
-    scoring.class_scores(mesh, dataset, objective, loss),
-    test_batch(mesh, recipe),
+    scoring.class_scores(home, dataset, objective, loss),
+    test_batch(home, recipe),
   )
+  tallying = jax.jit(tally).lower(
+    run.whole(bank),
+    phases.open_phase(run, run.phases[0]).task,
+    inputs.shapes(run)[1],
+    scalar(0, home),
+  )
+  before = compiling.count()
+  counting = tallying.compile()
+  compiles = run.compiles[0], compiling.count() - before
+  return run._replace(tally=counting, compiles=compiles)
+
+
+def _whole(run: Run) -> Run:
+  """The run with its programs, where a branch is one part."""
+  recipe = run.recipe
+  step = programs.train_step(
+    run.mesh,
+    run.dataset,
+    run.objective,
+    run.loss,
+    recipe.optimizer,
+    rate_of(recipe),
+    recipe.train_heads,
+    run.transform,
+    recipe.correction,
+    recipe.streamed,
+  )
+  state, feed = start(run), phases.open_phase(run, run.phases[0])
   lowered = jax.jit(step, donate_argnums=0).lower(
-    state, inputs.batches(run, feed, 0), feed.task, given
+    state, inputs.batches(run, feed, 0), feed.task, inputs.shapes(run)[0]
   )
   before = compiling.count()
   compiled = lowered.compile()
-  between = compiling.count()
-  tallying = jax.jit(tally).lower(
-    run.whole(state.bank), feed.task, tested, scalar(0, mesh)
-  )
-  counting = tallying.compile()
-  after = compiling.count()
+  compiles = compiling.count() - before
+  # Now, for a resumed run needs it first in the middle of the stream.
+  reset = jax.jit(heads.each(recipe.optimizer.init, run.mesh))
+  optimizer = reset.lower(state.bank.params).compile()
   return run._replace(
     step=compiled,
-    tally=counting,
-    # Now, for a resumed run needs it first in the middle of the stream.
-    reset=run.reset.lower(state.bank.params).compile(),
-    compiles=(between - before, after - between),
-    traffic=sharding.collectives(compiled, mesh),
+    reset=lambda bank: bank._replace(opt=optimizer(bank.params)),
+    compiles=(compiles, 0),
+    programs=(compiled,),
+    traffic=sharding.collectives(compiled, run.mesh),
   )
+
+
+def _settle(mesh, dataset, objective, loss, recipe, transform):
+  if objective.settle is None:
+    return None
+  step = programs.train_step(
+    mesh,
+    dataset,
+    objectives.settling(objective),
+    loss,
+    optax.identity(),
+    rate_of(recipe),
+    recipe.train_heads,
+    transform,
+    recipe.correction,
+    recipe.streamed,
+  )
+  return jax.jit(lambda *given: step(*given).bank.stats)
+
+
+def _probe(mesh, dataset, objective):
+  if objective.probe is None:
+    return None
+  return jax.jit(scoring.of_head(heads.probe, mesh, dataset, objective))
+
+
+def check_spread(mesh: Mesh, objective: objectives.Objective) -> None:
+  """Raises ValueError where an objective has no parts for `stage`."""
+  if mesh.shape["stage"] > 1 and objective.spread is None:
+    raise ValueError(
+      f"mesh.stage={mesh.shape['stage']} would do the same work several times, "
+      f"since {objective.name} learning has no parts for it; use mesh.stage=1"
+    )
 
 
 def check(
@@ -210,16 +255,3 @@ def _check_tested(stream: streams.Stream, dataset: data_lib.Dataset) -> None:
         f"data.name={dataset.name} has no test image of classes {classes}, all "
         f"of task {t}; add some, or join tasks by stream.sizes"
       )
-
-
-def rate_of(recipe: Recipe):
-  """`(step, task) -> learning rate`, for training and balanced passes."""
-
-  def rate(step, task):
-    of = step - task.first_step, task.steps
-    if not recipe.balanced_epochs:
-      return recipe.rate(*of)
-    balanced = recipe.balanced_rate(*of)
-    return jnp.where(task.balanced, balanced, recipe.rate(*of))
-
-  return rate

@@ -95,20 +95,19 @@ def train_step(
   """
 
   spec = state_spec(transform)
+  begin = beginning(dataset, loss, transform, correction, streamed)
 
   def local(state, epoch, task, samples):
-    key = jax.random.fold_in(samples.key, state.step)
-    images_key, heads_key, memory_key = jax.random.split(key, 3)
-    counts = task.counts + transform.expected(state.memory)
-    batch, everyone = take(state.step, epoch, task, samples, streamed)
-    memory, batch = transform.apply(state.memory, batch, everyone, memory_key)
+    memory, prior, batch, key = begin(
+      state.step, state.memory, epoch, task, samples
+    )
     bank = heads.update(
       state.bank,
       task,
-      priors(counts, task, samples, loss, correction),
-      inputs_of(batch, samples, images_key, dataset),
+      prior,
+      batch,
       state.step,
-      heads_key,
+      key,
       objective=objective,
       loss=loss,
       optimizer=optimizer,
@@ -128,6 +127,33 @@ def train_step(
     ),
     out_specs=spec,
   )
+
+
+def beginning(
+  dataset: data_lib.Dataset,
+  loss: losses.Loss,
+  transform: transforms.Transform,
+  correction: bool,
+  streamed: bool,
+) -> Callable[..., tuple[Any, jax.Array, objectives.Batch, jax.Array]]:
+  """What comes before the heads in a step; runs in `shard_map`.
+
+  Returns:
+    `(step, memory, epoch, task, samples) -> (memory, prior [l, c+1], batch,
+    key)`, the batch and the key as `heads.update` takes them.
+  """
+
+  def begin(step, memory, epoch, task, samples):
+    key = jax.random.fold_in(samples.key, step)
+    images_key, heads_key, memory_key = jax.random.split(key, 3)
+    counts = task.counts + transform.expected(memory)
+    batch, everyone = take(step, epoch, task, samples, streamed)
+    memory, batch = transform.apply(memory, batch, everyone, memory_key)
+    prior = priors(counts, task, samples, loss, correction)
+    given = inputs_of(batch, samples, images_key, dataset)
+    return memory, prior, given, heads_key
+
+  return begin
 
 
 def take(

@@ -39,15 +39,22 @@ class Run(NamedTuple):
       are trained apart tell each other now and then.
     whole: `bank -> bank` with each head's whole branch where the parts of a
       branch are trained apart; what tests, predictions and hashes read.
+    read: `state -> (state, loss [l, h], bad_step [l, h])`, the state with
+      cleared losses.
+    clocks: `state -> arrays` that are ready when its devices are done so far.
     tally: compiled `(bank, task, samples, seen) -> metrics.Tally`.
-    fresh: jitted `key -> Bank`.
-    reset: compiled `parameters -> optimiser states`, for every head.
+    fresh: `key -> bank`.
+    reset: `bank -> bank` with new optimiser state, for every head.
     features: jitted `(bank, head, images) -> [h, b, f]`.
     settle: jitted `(state, epoch, task, samples) -> stats`, or None; see
       `objectives.Objective`.
     probe: jitted `(bank, head, images) -> {name: [h, b, ...]}`, or None.
-    compiles: how often XLA compiled `step` and `tally`.
-    traffic: the collectives of `step`, read from its optimised program.
+    with_stats: `(bank, stats) -> bank`, of settled statistics.
+    compiles: how often XLA compiled a step's programs and `tally`.
+    programs: the compiled programs of a step, one or one a stage.
+    traffic: their collectives, read from the optimised programs.
+    grid: all devices; `mesh` is the part of them where the data lie, and the
+      first stage.
   """
 
   mesh: Mesh
@@ -63,15 +70,20 @@ class Run(NamedTuple):
   test_set: programs.Samples
   step: Any
   exchange: Callable[[programs.State, int], programs.State]
-  whole: Callable[[bank_lib.Bank], bank_lib.Bank]
+  whole: Callable[[Any], bank_lib.Bank]
+  read: Callable[[programs.State], tuple[programs.State, Any, Any]]
+  clocks: Callable[[programs.State], Any]
   tally: Any
   fresh: Any
   reset: Any
   features: Any
   settle: Any
   probe: Any
+  with_stats: Any
   traffic: list[sharding.Collective]
   compiles: tuple[int, int]
+  programs: tuple[Any, ...]
+  grid: Mesh
 
   def phases_of(self, t: int) -> tuple[plan.Phase, ...]:
     """The phases of task `t`, in order."""
@@ -92,20 +104,24 @@ class Pace:
   """Keeps the host from running further ahead of the devices than it may.
 
   Where a set is streamed that is two steps: the batches in flight take room,
-  and only a host that keeps in step can tell whether it waited for data.
+  and only a host that keeps in step can tell whether it waited for data. It
+  is two also where stages hand on features, which would pile up before a slow
+  one.
   """
 
   def __init__(self, run: Run):
     self._ahead = 0 if run.one_at_a_time else 2
-    self._free = not (run.one_at_a_time or run.recipe.streamed)
-    self._marks: collections.deque[jax.Array] = collections.deque()
+    apart = len(run.programs) > 1
+    self._free = not (run.one_at_a_time or run.recipe.streamed or apart)
+    self._clocks = run.clocks
+    self._marks: collections.deque[Any] = collections.deque()
 
   def __call__(self, state: programs.State) -> None:
     """Waits until the devices are near enough."""
     if self._free:
       return
     # A copy: the next step takes the state's own buffer.
-    self._marks.append(state.step + 0)
+    self._marks.append([x + 0 for x in self._clocks(state)])
     if len(self._marks) > self._ahead:
       jax.block_until_ready(self._marks.popleft())
 
@@ -131,8 +147,7 @@ def renew(run: Run, state: programs.State, t: int) -> programs.State:
   """New optimiser state for task `t`; from scratch, new parameters too."""
   if run.recipe.from_scratch and t:
     return state._replace(bank=start(run, t).bank)
-  opt = run.reset(state.bank.params)
-  return state._replace(bank=state.bank._replace(opt=opt))
+  return state._replace(bank=run.reset(state.bank))
 
 
 def training(run: Run, t: int) -> tuple[int, ...]:
@@ -152,3 +167,16 @@ def read(state: programs.State):
 def scalar(x, mesh: Mesh) -> jax.Array:
   """An int32 on every device."""
   return sharding.place(np.int32(x), mesh, P())
+
+
+def rate_of(recipe: Recipe):
+  """`(step, task) -> learning rate`, for training and balanced passes."""
+
+  def rate(step, task):
+    of = step - task.first_step, task.steps
+    if not recipe.balanced_epochs:
+      return recipe.rate(*of)
+    balanced = recipe.balanced_rate(*of)
+    return jnp.where(task.balanced, balanced, recipe.rate(*of))
+
+  return rate

@@ -155,7 +155,7 @@ def fit(
   def save():
     # Only sound states are saved, so a save is always the last good one.
     note.flush()
-    note.check(state.bank.bad_step)
+    note.check(run.whole(state.bank).bad_step)
     assert checkpoints is not None
     try:
       checkpoints.save(note.step, state, progress.to_json(note.progress()))
@@ -186,7 +186,7 @@ def fit(
         meter.update()
         note.step = step + 1
         if note.step % recipe.log_every == 0 or note.step == phase.steps.stop:
-          state, sums, bad = run_lib.read(state)
+          state, sums, bad = run.read(state)
           note.push(sums, bad, run_lib.training(run, t))
         if note.step == phase.steps.stop:
           break

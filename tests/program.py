@@ -16,6 +16,7 @@ from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 CLASSES, TASKS = 10, 5
+STEPS = 75
 TIMING = ("seconds_per_task", "waiting_share")
 
 
@@ -40,13 +41,13 @@ def save_arrays(folder, **changed):
 
 
 def tiny_flags(data):
-  """74 steps of about a millisecond, five heads, a save every five steps."""
+  """75 steps of about a millisecond, five heads, a save every five steps."""
   return [
     "--quiet",
     f"--config.data.name={data}",
     "--config.network.widths=8,",
     "--config.memory.size=20",
-    "--config.train.epochs=2",
+    "--config.train.epochs=3",
     "--config.train.batch=8",
     "--config.train.log_every=3",
     "--config.optimizer.learning_rate=0.01",

@@ -124,7 +124,7 @@ def test_the_undisturbed_run_is_quiet_and_learns(place):
   numbers = program.numbers(place.whole)
   # Ten classes: guessing gets a tenth.
   assert numbers["average_incremental_accuracy"] > 0.3
-  assert numbers["steps"] == 74 and len(numbers["history"]) > 20
+  assert numbers["steps"] == program.STEPS and len(numbers["history"]) > 20
 
 
 @pytest.mark.slow
@@ -138,7 +138,7 @@ def test_killed_again_and_again(place, tmp_path):
   folder = tmp_path / "run"
   kills, resume = 0, []
   # Drawn anew in every test run; pytest shows them if it fails.
-  for wanted in sorted(random.sample(range(5, 74), 3)):
+  for wanted in sorted(random.sample(range(5, program.STEPS), 3)):
     print("kill once there is a save of step", wanted)
     kills += kill_when(
       place.start(folder, *resume),
@@ -284,9 +284,10 @@ def test_stopped_by_a_signal(number, place, tmp_path):
   process.send_signal(number)
   done = program.finish(process)
   assert done.status == 0 and done.err == "", done
-  said, how = done.out.splitlines()
+  memory, said, how = done.out.splitlines()
+  assert memory.startswith("memory: 20 samples over the whole mesh, 80 bytes")
   step = int(re.fullmatch(r"stopped by a signal; saved at step (\d+)", said)[1])
-  assert step in saves(folder) and step < 74
+  assert step in saves(folder) and step < program.STEPS
   assert how.startswith("resume with: python -m experiments.train ")
   assert not (folder / "metrics.json").exists()
   # What it says to type works as it stands.
@@ -305,15 +306,18 @@ def test_a_second_signal_is_not_held_back(place, tmp_path):
   same(place, tmp_path / "run")
 
 
-@pytest.fixture(scope="module")
-def halfway(place, tmp_path_factory):
-  """A run of five devices, stopped in the middle of its third task."""
-  folder = tmp_path_factory.mktemp("halfway") / "run"
+def stop_halfway(place, folder, *more):
+  """Stops a run of five devices in the middle of its third task."""
   script = dies(
     "train.StopSignal.__call__", 33, "os.kill(os.getpid(), signal.SIGTERM)"
   )
-  assert place.run(folder, script=script).status == 0
+  assert place.run(folder, *more, script=script).status == 0
   return folder
+
+
+@pytest.fixture(scope="module")
+def halfway(place, tmp_path_factory):
+  return stop_halfway(place, tmp_path_factory.mktemp("halfway") / "run")
 
 
 @pytest.mark.slow
@@ -336,26 +340,37 @@ def test_resumed_with_fewer_devices(head, place, halfway, tmp_path):
   assert held["mesh"]["head"] == head
 
 
+# Workers store in slots of their own, so what is held after the next task, or
+# in which order, depends on their number; what is drawn until then does not.
+CUT = {
+  "none": ("--config.memory.size=0", program.STEPS),
+  "herding": ("--config.memory.selection=herding", 45),
+}
+
+
 @pytest.mark.slow
-def test_resumed_with_the_samples_cut_in_two(place, halfway, tmp_path):
-  folder = tmp_path / "run"
-  shutil.copytree(halfway, folder)
+@pytest.mark.parametrize("memory", CUT)
+def test_resumed_with_the_samples_cut_in_two(memory, place, tmp_path):
+  how, alike = CUT[memory]
+  assert place.run(tmp_path / "whole", how).status == 0
+  folder = stop_halfway(place, tmp_path / "run", how)
   more = "--resume", "--config.mesh.head=2", "--config.mesh.data=2"
-  done = place.run(folder, *more)
+  done = place.run(folder, how, *more)
   assert done.status == 0, done
-  ours, whole = program.numbers(folder), program.numbers(place.whole)
+  ours, whole = program.numbers(folder), program.numbers(tmp_path / "whole")
+  assert ours["history"][-1][0] == program.STEPS
   # Half a batch's gradient plus the other half's is summed in another order:
-  # float32 rounding, 1e-7 a step, which 41 Adam steps of .01 can amplify.
+  # float32 rounding, 1e-7 a step, which 42 Adam steps of .01 can amplify.
   for a, b in zip(ours["history"], whole["history"], strict=True):
     for x, y in zip(a, b):
       assert (x is None) == (y is None)
-      if x is not None:
+      if x is not None and a[0] <= alike:
         np.testing.assert_allclose(x, y, rtol=1e-3)
   before = [row for row in whole["history"] if row[0] <= 33]
   assert ours["history"][: len(before)] == before
-  assert ours["accuracy_after_task"][:2] == whole["accuracy_after_task"][:2]
   # One of 14 to 70 test samples may sit on the edge.
-  for a, b in zip(ours["accuracy_after_task"], whole["accuracy_after_task"]):
+  after = ours["accuracy_after_task"], whole["accuracy_after_task"]
+  for a, b in list(zip(*after))[: 5 if memory == "none" else 3]:
     assert abs(a - b) <= 1 / 14
 
 
@@ -375,7 +390,9 @@ DIVERGES = {
 
 def diverged(done):
   assert done.status == 1 and done.err.count("\n") == 1, done
-  assert "Traceback" not in done.err and done.out == ""
+  assert "Traceback" not in done.err
+  # Nothing but what is said before training.
+  assert re.fullmatch(r"memory: 20 samples over the whole mesh, .*\n", done.out)
   words = r"error: .*head (\d+) became NaN or infinite (?:at|by) step (\d+); "
   match = re.match(words + r"last good checkpoint: (.*?); lower", done.err)
   assert match, done.err

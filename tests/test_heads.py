@@ -9,7 +9,6 @@ from mhil import (
   losses,
   optimizers,
   phases,
-  prepare,
   programs,
   scoring,
   sharding,
@@ -156,7 +155,7 @@ def run_with_only(whole, m, steps):
       whole.objective,
       whole.loss._replace(prior=prior),
       whole.recipe.optimizer,
-      prepare.rate_of(whole.recipe),
+      run_lib.rate_of(whole.recipe),
       "all",
       transform,
     )
