@@ -1,8 +1,12 @@
 """From a configuration to layer-parallel training."""
 
+import functools
+
 from mhil import (
+  abreast,
   auxnet,
   chain,
+  coupling,
   data,
   guessing,
   layer_parallel,
@@ -22,7 +26,7 @@ def make(
   """
   shape = dataset.train_images.shape[1:]
   stages = chain.chain(branch, shape, o.stages, o.cuts)
-  method = layer_parallel.Method(
+  method = coupling.Method(
     beta=float(o.beta),
     eta=float(o.eta),
     corrections=o.corrections,
@@ -30,7 +34,11 @@ def make(
     serial_every=o.serial_every,
   )
   guesser = make_guesser(o, stages, dataset)
-  return layer_parallel.layer_parallel(stages, guesser, method)
+  objective = layer_parallel.layer_parallel(stages, guesser, method)
+  spread = functools.partial(
+    abreast.spread, chain=stages, guesser=guesser, method=method
+  )
+  return objective._replace(spread=spread)
 
 
 def make_guesser(

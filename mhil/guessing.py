@@ -44,6 +44,9 @@ class Guesser(NamedTuple):
     states: `(params, images) -> lam_k` of any images; none where they are kept
       by sample.
     costs: multiply-adds of each auxiliary network, for one sample.
+    multipliers: whether auxiliary networks give multipliers.
+    at: `k -> Guesser` of one interface alone, for a device that knows no other;
+      None where they are kept by sample.
   """
 
   params: Callable[[Array], Tree]
@@ -53,6 +56,8 @@ class Guesser(NamedTuple):
   store: Callable[[Tree, objectives.Batch, Guess], Tree]
   states: Callable[[Tree, Array], list[Array]]
   costs: tuple[int, ...]
+  multipliers: bool
+  at: Callable[[int], "Guesser"] | None
 
 
 def by_network(
@@ -108,7 +113,23 @@ def by_network(
   def states(params, images):
     return [aux.run(n, params[n], images)[0] for n in aux.names]
 
-  return Guesser(aux.init, side, guess, learn, store, states, aux.costs)
+  def at(k):
+    one = aux._replace(names=aux.names[k - 1 : k], costs=aux.costs[k - 1 : k])
+    how: Any = {"multipliers": multipliers, "rate": rate, "frozen": frozen}
+    return by_network(one, chain, **how)
+
+  apart = None if tables else at
+  return Guesser(
+    aux.init,
+    side,
+    guess,
+    learn,
+    store,
+    states,
+    aux.costs,
+    multipliers == "network",
+    apart,
+  )
 
 
 def by_sample(chain: Chain, samples: int, *, multipliers: bool) -> Guesser:
@@ -146,6 +167,8 @@ def by_sample(chain: Chain, samples: int, *, multipliers: bool) -> Guesser:
     store,
     lambda params, images: [],
     (),
+    False,
+    None,
   )
 
 

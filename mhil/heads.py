@@ -104,23 +104,11 @@ def update(
     train_heads: `all`, `readout` (old heads train their last layer) or `new`
       (old heads are frozen and, with D-CE, not even evaluated).
   """
-  here, width = lax.axis_index("head"), lax.axis_size("head")
-  stop = _count(task.opened, here, width)
-  newest = task.opened - 1
-  first = jnp.where(newest % width == here, newest // width, stop)
-  start = first if train_heads == "new" else jnp.zeros_like(stop)
+  stop = _count(task.opened, lax.axis_index("head"), lax.axis_size("head"))
   shared = _share(bank, task, prior, batch, stop, objective, loss)
   scale = rate(step, task)
 
-  def train(i, bank):
-    head = i * width + here
-    own = batch.owners == head
-    targets = jnp.where(own, batch.columns, task.valid.shape[-1])
-
-    def criterion(logits):
-      tables = prior[i], task.valid[i, 0]
-      return loss.value(logits, targets, *tables, shared)
-
+  def train(part, head, criterion):
     def learn(method, moving):
       def run(part):
         out = method.step(
@@ -135,18 +123,65 @@ def update(
 
       return run
 
-    part = jax.tree.map(lambda x: x[i, 0], bank)
     everything = learn(objective, tuple(part.params))
     if train_heads == "readout":
       last = learn(objectives.readout(objective), ("readout",))
-      new = lax.cond(head == newest, everything, last, part)
-    else:
-      # Always true, but XLA cannot know: without a conditional it fuses the
-      # step with the update in place and copies the whole bank to do so.
-      new = lax.cond(i < stop, everything, lambda part: part, part)
+      return lax.cond(head == task.opened - 1, everything, last, part)
+    # Always true, but XLA cannot know: without a conditional it fuses the
+    # step with the update in place and copies the whole bank to do so.
+    return lax.cond(head < task.opened, everything, lambda part: part, part)
+
+  return visit(
+    bank,
+    task,
+    prior,
+    batch,
+    train,
+    loss=loss,
+    train_heads=train_heads,
+    shared=shared,
+  )
+
+
+def visit(
+  bank: Tree,
+  task: Task,
+  prior: jax.Array,
+  batch: objectives.Batch,
+  function: Callable[[Tree, jax.Array, objectives.Criterion], Tree],
+  *,
+  loss: losses.Loss,
+  train_heads: str,
+  shared: Any = None,
+) -> Tree:
+  """Does something to each training head of this device; in `shard_map`.
+
+  Args:
+    bank: rows `[l, 1, ...]` of any tree.
+    task, prior, batch, loss, train_heads: as in `update`.
+    function: `(a head's part, its number, its criterion) -> new part`.
+    shared: of `losses.Loss.share`.
+  """
+  here, width = lax.axis_index("head"), lax.axis_size("head")
+  stop = _count(task.opened, here, width)
+  newest = task.opened - 1
+  first = jnp.where(newest % width == here, newest // width, stop)
+  start = first if train_heads == "new" else jnp.zeros_like(stop)
+
+  def one(i, bank):
+    head = i * width + here
+    own = batch.owners == head
+    targets = jnp.where(own, batch.columns, task.valid.shape[-1])
+
+    def criterion(logits):
+      tables = prior[i], task.valid[i, 0]
+      return loss.value(logits, targets, *tables, shared)
+
+    part = jax.tree.map(lambda x: x[i, 0], bank)
+    new = function(part, head, criterion)
     return jax.tree.map(lambda x, y: x.at[i, 0].set(y), bank, new)
 
-  return lax.fori_loop(start, stop, train, bank)
+  return lax.fori_loop(start, stop, one, bank)
 
 
 def _move(part: Bank, out, optimizer, scale, step, moving) -> Bank:

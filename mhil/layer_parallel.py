@@ -29,155 +29,22 @@ correction without `p_k`, and none, as controls.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mhil import objectives
+from mhil import coupling, objectives
 from mhil.chain import Chain
 from mhil.guessing import Guess, Guesser
 
 Tree = Any
-CORRECTIONS = ("full", "no_credit", "off")
-
-
-class Method(NamedTuple):
-  """How stages are coupled.
-
-  Attributes:
-    beta: weight of the penalty.
-    eta: size of a correction; 1 / beta replaces a state by what its stage
-      below made of its own, less `p / beta`.
-    corrections: in a step; each costs a pass through all stages.
-    correction: `full`, `no_credit` (without `p`) or `off`; the two controls.
-    serial_every: every so many steps one is back-propagation; 0: none.
-  """
-
-  beta: float = 1.0
-  eta: float = 1.0
-  corrections: int = 1
-  correction: str = "full"
-  serial_every: int = 0
-
-
-class Pass(NamedTuple):
-  """What one pass through a stage gives.
-
-  Attributes:
-    loss: `[]` summed over this device's samples, each by its weight.
-    value: `[b, ...]` what the stage made of its state, `x_k`.
-    grads: like the stage's parameters; None if not asked for.
-    adjoint: `[b, ...]` of each sample's own loss, `p_k`.
-    stats: the stage's new normalisation statistics.
-  """
-
-  loss: Float[Array, ""]
-  value: Any
-  grads: Tree
-  adjoint: Any
-  stats: Tree
-
-
-def check(method: Method) -> None:
-  """Raises ValueError for numbers that cannot be meant."""
-  for name in "beta", "eta":
-    if not getattr(method, name) > 0:
-      raise ValueError(
-        f"layer_parallel.{name}={getattr(method, name)} is not positive; use "
-        f"for instance layer_parallel.{name}=1.0, or for a control "
-        "layer_parallel.correction=off"
-      )
-  if method.correction not in CORRECTIONS:
-    raise ValueError(
-      f"layer_parallel.correction={method.correction!r} is not known; use one "
-      f"of {', '.join(CORRECTIONS)}"
-    )
-  if method.corrections < 1:
-    raise ValueError(
-      f"layer_parallel.corrections={method.corrections} is less than one; use "
-      "layer_parallel.corrections=1, or for a control "
-      "layer_parallel.correction=off"
-    )
-
-
-def stage(
-  chain: Chain,
-  k: int,
-  params: Tree,
-  stats: Tree,
-  state: Array,
-  target: tuple[Array, Array | None] | None,
-  method: Method,
-  batch: objectives.Batch,
-  criterion: objectives.Criterion,
-  weights: bool = True,
-) -> Pass:
-  """One pass through stage `k`, forwards and backwards; knows no other stage.
-
-  Args:
-    chain: the stages.
-    k: which.
-    params, stats: of its pieces.
-    state: `lam_k`.
-    target: `lam_{k+1}` and `kappa_{k+1} / beta`; None for the last stage.
-    method: its `beta` is read.
-    batch: its weights are read.
-    criterion: of the logits; read by the last stage only.
-    weights: whether the gradient of the parameters is wanted.
-  """
-
-  def loss(params, state):
-    value, new = chain.run(k, params, stats, state, True)
-    if target is None:
-      each = criterion(value)
-    else:
-      violation = target[0] - value
-      each = method.beta / 2 * _inner(violation, violation)
-      if target[1] is not None:
-        each += method.beta * _inner(target[1], violation)
-    return jnp.sum(batch.weight * each), (value, new)
-
-  if k == 0:  # an image needs no adjoint
-    grad = jax.value_and_grad(loss, 0, has_aux=True)
-    (total, (value, new)), grads = grad(params, state)
-    return Pass(total, value, grads, None, new)
-  grad = jax.value_and_grad(loss, (0, 1) if weights else 1, has_aux=True)
-  (total, (value, new)), found = grad(params, state)
-  grads, adjoint = found if weights else (None, found)
-  return Pass(total, value, grads, _each(adjoint, batch.weight), new)
-
-
-def correct(
-  state: Array,
-  adjoint: Array,
-  below: Array,
-  multiplier: Array | None,
-  method: Method,
-) -> Array:
-  """The corrected state `lam'_k`.
-
-  Args:
-    state: `lam_k`.
-    adjoint: `p_k`, from the stage above.
-    below: `x_{k-1}`, from the stage below.
-    multiplier: `kappa_k / beta`, or None.
-    method: whose `eta`, `beta` and `correction`.
-  """
-  if method.correction == "off":
-    return state
-  pull = method.beta * (state - below)
-  if multiplier is not None:
-    pull += method.beta * multiplier
-  if method.correction == "full":
-    pull += adjoint
-  return state - method.eta * pull
 
 
 def layer_parallel(
-  chain: Chain, guesser: Guesser, method: Method
+  chain: Chain, guesser: Guesser, method: coupling.Method
 ) -> objectives.Objective:
   """Trains the stages of a branch with states that are guessed, then mended.
 
@@ -190,7 +57,7 @@ def layer_parallel(
   Raises:
     ValueError: for numbers that cannot be meant.
   """
-  check(method)
+  coupling.check(method)
   base = objectives.end_to_end(chain.branch)
 
   def init(key):
@@ -245,11 +112,13 @@ def _measure(chain, guesser, params, stats, images):
 
 def _apart(a: Array, b: Array) -> Float[Array, " b"]:
   """The norm of the difference over the larger norm, 0 to 2."""
-  most = jnp.maximum(_inner(a, a), _inner(b, b))
-  return jnp.sqrt(_inner(a - b, a - b) / jnp.maximum(most, 1e-12))
+  most = jnp.maximum(coupling.inner(a, a), coupling.inner(b, b))
+  return jnp.sqrt(coupling.inner(a - b, a - b) / jnp.maximum(most, 1e-12))
 
 
-def facts(chain: Chain, costs: Sequence[int], method: Method) -> dict[str, Any]:
+def facts(
+  chain: Chain, costs: Sequence[int], method: coupling.Method
+) -> dict[str, Any]:
   """Stages and costs, and what the model says of the speed; JSON-safe."""
   return {
     "stages": [list(names) for names in chain.stages],
@@ -291,7 +160,7 @@ def _parallel(chain, params, stats, batch, criterion, method, guess):
     inputs = [batch.images, *states]
     targets = [*zip(states, guess.multipliers), None]
     passes = [
-      stage(
+      coupling.stage(
         chain,
         k,
         _pick(params, chain.stages[k]),
@@ -307,7 +176,9 @@ def _parallel(chain, params, stats, batch, criterion, method, guess):
     ]
     before = states
     states = [
-      correct(states[k - 1], passes[k].adjoint, passes[k - 1].value, u, method)
+      coupling.correct(
+        states[k - 1], passes[k].adjoint, passes[k - 1].value, u, method
+      )
       for k, u in enumerate(guess.multipliers, 1)
     ]
   multipliers = [
@@ -327,15 +198,15 @@ def _serial(chain, params, stats, batch, criterion, method, guess):
     backs.append((back, new))
   k, names = len(chain.stages) - 1, chain.stages[-1]
   own = _pick(params, names), _pick(stats, names)
-  passes = [stage(chain, k, *own, x, None, method, batch, criterion)]
+  passes = [coupling.stage(chain, k, *own, x, None, method, batch, criterion)]
   for value, (back, new) in zip(reversed(values), reversed(backs)):
-    weighted = passes[0].adjoint * _like(batch.weight, value)
+    weighted = passes[0].adjoint * coupling.like(batch.weight, value)
     grads, below = back(weighted.astype(value.dtype))
-    zero = jnp.zeros_like(passes[0].loss)
-    below = _each(below, batch.weight)
-    passes.insert(0, Pass(zero, value, grads, below, new))
+    zero = jnp.zeroscoupling.like(passes[0].loss)
+    below = coupling.each_of(below, batch.weight)
+    passes.insert(0, coupling.Pass(zero, value, grads, below, new))
   states = [
-    correct(
+    coupling.correct(
       passes[k].value, passes[k + 1].adjoint, passes[k].value, None, method
     )
     for k in range(len(values))
@@ -358,17 +229,3 @@ def _gather(passes) -> objectives.Step:
 
 def _pick(tree: Tree, names) -> Tree:
   return {name: tree[name] for name in names}
-
-
-def _inner(a: Array, b: Array) -> Float[Array, " b"]:
-  return jnp.sum(a * b, axis=tuple(range(1, a.ndim)))
-
-
-def _like(weight: Array, x: Array) -> Array:
-  return weight.reshape(-1, *(1 for _ in x.shape[1:]))
-
-
-def _each(adjoint: Array, weight: Array) -> Array:
-  """Of each sample's own loss: the batch's is a mean, or weighs by zero."""
-  weight = _like(weight, adjoint)
-  return jnp.where(weight > 0, adjoint / jnp.where(weight > 0, weight, 1), 0)

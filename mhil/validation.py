@@ -101,7 +101,7 @@ def validate(config: config_lib.Config) -> None:
       limit = f" to {most}" if most < INF else " or more"
       out = f"{field}={flat[field]} is out of range"
       raise ValueError(f"{out}; use {least}{limit}")
-  for field in ("mesh.stage", "mesh.subnet"):
+  for field in ("mesh.subnet",):
     if flat[field] > 1:
       raise ValueError(
         f"{field}={flat[field]} would do the same work several times, since "
