@@ -71,10 +71,10 @@ def layer_parallel(
     if method.serial_every:
       now = (side["step"] + 1) % method.serial_every == 0
       out, mended = lax.cond(
-        now, lambda g: _serial(*own, g), lambda g: _parallel(*own, g), guess
+        now, lambda g: _serial(*own, g), lambda g: parallel(*own, g), guess
       )
     else:
-      out, mended = _parallel(*own, guess)
+      out, mended = parallel(*own, guess)
     grads = out.grads | guesser.learn(params, batch, mended)
     side = guesser.store(side, batch, mended)
     return out._replace(grads=grads, side=side)
@@ -151,8 +151,23 @@ def counted_speedup(
   return 3 * sum(stages) / longest
 
 
-def _parallel(chain, params, stats, batch, criterion, method, guess):
-  """All stages at once: gradients of the weights, and mended guesses."""
+def parallel(
+  chain: Chain,
+  params: Tree,
+  stats: Tree,
+  batch: objectives.Batch,
+  criterion: objectives.Criterion,
+  method: coupling.Method,
+  guess: Guess,
+) -> tuple[objectives.Step, Guess]:
+  """All stages at once from a guess: gradients, and the guess mended.
+
+  The weights' gradient is taken on the states before the last correction, the
+  new multipliers too.
+
+  Returns:
+    The step of the branch, without side state, and the mended guess.
+  """
   last = len(chain.stages) - 1
   states = guess.states
   for correction in range(method.corrections):
@@ -202,7 +217,7 @@ def _serial(chain, params, stats, batch, criterion, method, guess):
   for value, (back, new) in zip(reversed(values), reversed(backs)):
     weighted = passes[0].adjoint * coupling.like(batch.weight, value)
     grads, below = back(weighted.astype(value.dtype))
-    zero = jnp.zeroscoupling.like(passes[0].loss)
+    zero = jnp.zeros_like(passes[0].loss)
     below = coupling.each_of(below, batch.weight)
     passes.insert(0, coupling.Pass(zero, value, grads, below, new))
   states = [
