@@ -1,4 +1,4 @@
-"""CIFAR-10, 1,000 images a class, all classes at once, a small ResNet in stages.
+"""CIFAR-10, 1,000 images a class, all classes at once, a small ResNet cut up.
 
   python -m experiments.train \\
     --config=configs/layer_parallel_cifar10_resnet.py --config.data.folder=DIR

@@ -1,4 +1,4 @@
-"""Fashion-MNIST, 1,000 images a class, all classes at once, a small ResNet in stages.
+"""Fashion-MNIST, a part of it, all classes at once, a small ResNet cut up.
 
   python -m experiments.train \\
     --config=configs/layer_parallel_fashion_resnet.py --config.data.folder=DIR

@@ -316,7 +316,8 @@ def _run(run, chain, k, method, final, here):
       final,
     )
     value = None if k == last else out.value.astype(jnp.float32)
-    side = state, target, pull, value, out.adjoint
+    adjoint = coupling.each_of(out.adjoint, batch.weight) if k else None
+    side = state, target, pull, value, adjoint
     return objectives.Step(out.loss, out.grads, out.stats, side)
 
   def local(trunk, flight, state, target, pull):
@@ -347,7 +348,7 @@ def _run(run, chain, k, method, final, here):
 
 def _mend(method):
   def mend(state, multiplier, adjoint, below):
-    new = coupling.correct(state, adjoint, below, multiplier, method)
+    new = coupling.correct(state, below, adjoint, multiplier, method)
     return new, None if multiplier is None else multiplier + state - below
 
   return mend

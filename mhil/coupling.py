@@ -43,7 +43,8 @@ class Pass(NamedTuple):
     loss: `[]` summed over this device's samples, each by its weight.
     value: `[b, ...]` what the stage made of its state, `x_k`.
     grads: like the stage's parameters; None if not asked for.
-    adjoint: `[b, ...]` of each sample's own loss, `p_k`.
+    adjoint: `[b, ...]` of `loss` by the state; of each sample's own loss, as
+      `p_k` is, by `each_of`. None for the first stage.
     stats: the stage's new normalisation statistics.
   """
 
@@ -120,13 +121,13 @@ def stage(
   grad = jax.value_and_grad(loss, (0, 1) if weights else 1, has_aux=True)
   (total, (value, new)), found = grad(params, state)
   grads, adjoint = found if weights else (None, found)
-  return Pass(total, value, grads, each_of(adjoint, batch.weight), new)
+  return Pass(total, value, grads, adjoint, new)
 
 
 def correct(
   state: Array,
-  adjoint: Array,
   below: Array,
+  adjoint: Array,
   multiplier: Array | None,
   method: Method,
 ) -> Array:
@@ -134,8 +135,8 @@ def correct(
 
   Args:
     state: `lam_k`.
-    adjoint: `p_k`, from the stage above.
     below: `x_{k-1}`, from the stage below.
+    adjoint: `p_k`, from the stage above.
     multiplier: `kappa_k / beta`, or None.
     method: whose `eta`, `beta` and `correction`.
   """
@@ -154,12 +155,10 @@ def inner(a: Array, b: Array) -> Float[Array, " b"]:
   return jnp.sum(a * b, axis=tuple(range(1, a.ndim)))
 
 
-def like(weight: Array, x: Array) -> Array:
-  """A number a sample, shaped to multiply `x`."""
-  return weight.reshape(-1, *(1 for _ in x.shape[1:]))
-
-
 def each_of(adjoint: Array, weight: Array) -> Array:
-  """The adjoint of each sample's own loss, from that of the weighted batch."""
-  weight = like(weight, adjoint)
+  """The adjoint of each sample's own loss, from that of the weighted batch.
+
+  A sample of weight zero has none, though batch norm made others depend on it.
+  """
+  weight = weight.reshape(-1, *(1 for _ in adjoint.shape[1:]))
   return jnp.where(weight > 0, adjoint / jnp.where(weight > 0, weight, 1), 0)

@@ -169,6 +169,7 @@ def parallel(
     The step of the branch, without side state, and the mended guess.
   """
   last = len(chain.stages) - 1
+  of_each = partial(coupling.each_of, weight=batch.weight)
   states = guess.states
   for correction in range(method.corrections):
     weights = correction == method.corrections - 1
@@ -191,10 +192,10 @@ def parallel(
     ]
     before = states
     states = [
-      coupling.correct(
-        states[k - 1], passes[k].adjoint, passes[k - 1].value, u, method
+      coupling.correct(state, below.value, of_each(above.adjoint), u, method)
+      for state, below, above, u in zip(
+        states, passes, passes[1:], guess.multipliers
       )
-      for k, u in enumerate(guess.multipliers, 1)
     ]
   multipliers = [
     None if u is None else u + before[k] - passes[k].value
@@ -205,7 +206,8 @@ def parallel(
 
 def _serial(chain, params, stats, batch, criterion, method, guess):
   """Back-propagation; the guesses are mended from the true states."""
-  x, values, backs, passes = batch.images, [], [], []
+  x, values, backs = batch.images, [], []
+  of_each = partial(coupling.each_of, weight=batch.weight)
   for k, names in enumerate(chain.stages[:-1]):
     run = partial(_forward, chain, k, _pick(stats, names))
     x, back, new = jax.vjp(run, _pick(params, names), x, has_aux=True)
@@ -215,16 +217,12 @@ def _serial(chain, params, stats, batch, criterion, method, guess):
   own = _pick(params, names), _pick(stats, names)
   passes = [coupling.stage(chain, k, *own, x, None, method, batch, criterion)]
   for value, (back, new) in zip(reversed(values), reversed(backs)):
-    weighted = passes[0].adjoint * coupling.like(batch.weight, value)
-    grads, below = back(weighted.astype(value.dtype))
+    grads, below = back(passes[0].adjoint.astype(value.dtype))
     zero = jnp.zeros_like(passes[0].loss)
-    below = coupling.each_of(below, batch.weight)
     passes.insert(0, coupling.Pass(zero, value, grads, below, new))
   states = [
-    coupling.correct(
-      passes[k].value, passes[k + 1].adjoint, passes[k].value, None, method
-    )
-    for k in range(len(values))
+    coupling.correct(value, value, of_each(above.adjoint), None, method)
+    for value, above in zip(values, passes[1:])
   ]
   return _gather(passes), Guess(states, guess.multipliers)
 

@@ -1,6 +1,7 @@
-"""Layer-parallel training: the facts that pin it down, reductions, bad input."""
+"""Layer-parallel training: what pins it down, reductions, bad input."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +14,9 @@ from mhil import (
   coupling,
   guessing,
   layer_parallel,
-  losses,
   networks,
   objectives,
-  prepare,
-  sharding,
 )
-from mhil import run as run_lib
-from tests import tiny
 
 B, D, CLASSES = 5, 6, 4
 RESIDUAL = ("r0", "r1", "r2", "readout")
@@ -176,7 +172,7 @@ def test_error_of_the_solved_penalty_falls_with_beta(case):
     out, _ = case.step(coupling.Method(beta=beta), case.solved(beta))
     errors.append(case.error(out.grads))
   # The expansion in 1 / beta holds where its next term is small.
-  ratios = [a / b for a, b in zip(errors, errors[1:])]
+  ratios = [a / b for a, b in itertools.pairwise(errors)]
   np.testing.assert_allclose(ratios[1:], 10, rtol=0.25)
   assert errors[0] > 0.3 and errors[-1] < 0.01
 
@@ -282,8 +278,12 @@ def test_a_serial_step_is_back_propagation():
   whole = objectives.end_to_end(stages.branch)
   params, stats, side = mixed.init(KEY)
   given = params, stats, batch_of()
-  want = jax.jit(lambda p, s, b: whole.step(p, s, {}, b, criterion, KEY))(*given)
-  step = jax.jit(lambda side: mixed.step(*given[:2], side, given[2], criterion, KEY))
+  want = jax.jit(lambda p, s, b: whole.step(p, s, {}, b, criterion, KEY))(
+    *given
+  )
+  step = jax.jit(
+    lambda side: mixed.step(*given[:2], side, given[2], criterion, KEY)
+  )
   first = step(side)
   second = step(first.side)
   assert [int(out.side["step"]) for out in (first, second)] == [1, 2]
@@ -317,7 +317,7 @@ def test_the_control_learns_no_guess_and_no_credit_drops_the_adjoint():
 
   def mended(correction):
     how = method._replace(correction=correction)
-    return float(coupling.correct(state, adjoint, below, None, how)[0, 0])
+    return float(coupling.correct(state, below, adjoint, None, how)[0, 0])
 
   assert mended("off") == 1.0
   assert mended("no_credit") == pytest.approx(1 - 0.1 * 2 * (1 - 3))
