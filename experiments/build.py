@@ -1,5 +1,6 @@
 """From a configuration to the library's parts; knows all the methods."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -20,7 +21,9 @@ from mhil import (
   optimizers,
   prepare,
   rehearsal,
+  relay,
   sharding,
+  stages,
   streams,
   transforms,
   validation,
@@ -63,7 +66,8 @@ def parts(config: config_lib.Config) -> Parts:
   stream = make_stream(config.stream, dataset.classes)
   mesh = make_mesh(config.mesh, len(stream.tasks))
   recipe = make_recipe(config)
-  transform = make_memory(config, mesh, dataset)
+  # The memory is where a step begins.
+  transform = make_memory(config, stages.meshes(mesh)[0], dataset)
   prepare.check(mesh, stream, dataset, recipe, transform.size)
   branch = make_branch(config.network, dataset, stream.head_width + 1)
   branch = frozen.frozen(branch, config.network.reads)
@@ -128,7 +132,13 @@ def make_objective(
     return objectives.end_to_end(branch)
   if config.objective.name == "layer_parallel":
     return build_layers.make(config.layer_parallel, branch, dataset)
-  return local.local(make_split(config.local, branch, dataset))
+  cut = make_split(config.local, branch, dataset)
+  objective, count = local.local(cut), config.mesh.stage
+  if count == 1:
+    return objective
+  parts = local.stages(cut, dataset.train_images.shape[1:], count)
+  spread = functools.partial(relay.spread, parts=parts)
+  return objective._replace(spread=spread)
 
 
 def make_split(
@@ -151,9 +161,11 @@ def make_split(
       f"local.cuts={o.cuts} is not inside {branch.name}; use numbers from 0 to "
       f"{len(trunk) - 1}, which stand for {', '.join(trunk)}"
     )
-  where = tuple(trunk[cut] for cut in o.cuts) or cuts.published(
-    branch.name, o.modules, o.lists == "balanced"
-  )
+  where = tuple(trunk[cut] for cut in o.cuts)
+  if not where and o.lists == "measured":
+    where = cuts.measured(branch, shape, o.modules)
+  elif not where:
+    where = cuts.published(branch.name, o.modules, o.lists == "balanced")
   return modules.split(branch, shape, where, method)
 
 
@@ -194,9 +206,14 @@ def make_optimizer(
   unit = (
     optimizers.adam(float(o.weight_decay), **decay)
     if o.name == "adam"
-    else optimizers.sgd(float(o.momentum), float(o.weight_decay), **decay)
+    else optimizers.sgd(
+      float(o.momentum), float(o.weight_decay), o.nesterov, **decay
+    )
   )
   base = float(o.learning_rate)
+  if o.schedule == "epoch_cosine":
+    # Its warm-up is its own.
+    return unit, optimizers.epoch_cosine(base, epochs, warm_up=o.warm_up)
   if o.schedule == "steps":
     rate = optimizers.steps(base, o.milestones, o.factor, epochs=epochs)
   else:

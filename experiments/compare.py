@@ -151,6 +151,7 @@ def write(out: pathlib.Path, done: dict[str, list[dict[str, Any]]]) -> None:
     "| " + " | ".join(head) + " |",
     "|" + " --- |" * len(head),
     *("| " + " | ".join(cells) + " |" for cells in body),
+    *(_costs(done) if _SUITE.value in suites.COSTS else []),
   ]
   out.with_suffix(".md").write_text("\n".join(lines) + "\n")
   with out.with_suffix(".csv").open("w", newline="") as file:
@@ -170,6 +171,29 @@ def _cells(label: str, runs: list[dict[str, Any]]) -> list[str]:
   seconds = np.mean([sum(run["seconds_per_task"]) for run in runs])
   moved = sum(c["bytes"] for c in runs[0]["collectives"] if "head" in c["axes"])
   return [*cells, f"{seconds:.1f}", f"{moved:,}"]
+
+
+def _costs(done: dict[str, list[dict[str, Any]]]) -> list[str]:
+  """What a head costs, row by row: a table of its own."""
+  lines = [
+    "",
+    "Of one head: numbers trained, and those that predict; multiply-adds of a "
+    "prediction; temporary memory of the compiled step.",
+    "",
+    "| row | trained | predict | 10^6 multiply-adds | temporary MiB |",
+    "|" + " --- |" * 5,
+  ]
+  for label, (run, *_) in done.items():
+    used = run["inference"]
+    cells = [
+      label,
+      f"{run['parameters']['per_head']:,}",
+      f"{used['parameters']:,}",
+      f"{used['multiply_adds'] / 1e6:.1f}",
+      f"{run['step_bytes_per_device']['temporary'] / 2**20:.1f}",
+    ]
+    lines.append("| " + " | ".join(cells) + " |")
+  return lines
 
 
 def _about(run: dict[str, Any]) -> list[str]:

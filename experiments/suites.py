@@ -59,6 +59,41 @@ def _losses(config: str) -> list[Row]:
   ]
 
 
+# Pieces of ResNet-14 after which a module ends, by the number of modules.
+CUTS = {2: (3,), 4: (1, 3, 5), 7: (0, 1, 2, 3, 4, 5)}
+
+
+def _local(mode: str, k: int) -> Row:
+  # In two modules R1E is E: a cut's second encoder would see the image again.
+  return Row(
+    f"{mode}, {k} modules",
+    "local_fashion",
+    {"local.mode": mode, "local.cuts": CUTS[k]},
+  )
+
+
+LOCAL = [
+  Row("end to end", "local_fashion", {"local.cuts": (), "local.mode": "R0"}),
+  *(
+    _local(mode, k)
+    for k in (7, 4, 2)
+    for mode in ("R0", "R1E", "E")
+    if (mode, k) != ("R1E", 2)
+  ),
+  Row(
+    "end to end with the encoders of E, 7",
+    "local_fashion",
+    {"local.isolated": False},
+  ),
+  Row(
+    "E, 7 modules, learning rate 0 (control)",
+    "local_fashion",
+    {"optimizer.learning_rate": 0.0},
+  ),
+]
+# Suites whose rows are other networks: a second table says what they cost.
+COSTS = ("local_fashion",)
+
 SUITES: dict[str, list[Row]] = {
   "digits": [
     *_losses("digits"),
@@ -74,6 +109,7 @@ SUITES: dict[str, list[Row]] = {
     _control("digits"),
   ],
   "fashion_5x2": [*_losses("fashion_5x2"), _control("fashion_5x2")],
+  "local_fashion": LOCAL,
   "cifar10_5x2": [
     make("cifar10_5x2") for make in (_learned, _ce, _none, _fine_tuning)
   ],

@@ -62,7 +62,8 @@ class _Net(nnx.Module):
     *,
     rngs: nnx.Rngs,
   ):
-    numerics = Numerics("none")
+    # Targets move as stages learn; unnormalised layers died under SGD.
+    numerics = Numerics("layer")
     self.state = state
     if len(state) == 1:
       sizes = [math.prod(shape), *[width] * depth]
@@ -81,7 +82,6 @@ class _Net(nnx.Module):
           numerics,
           k=3 if i or stride < 3 else 5,
           stride=1 if i else stride,
-          bias=True,
           rngs=rngs,
         )
         for i in range(depth)

@@ -133,8 +133,9 @@ class Checkpoints:
 
   def _check_finite(self, step: int, state: Any) -> None:
     # The loss of a step is taken before its update, which may be what fails.
-    finite = jax.tree.leaves(jax.device_get(_finite(state)))
-    for (path, leaf), good in zip(jax.tree.leaves_with_path(state), finite):
+    leaves = jax.tree.leaves_with_path(state)
+    finite = _finite_of([leaf for _, leaf in leaves])
+    for (path, leaf), good in zip(leaves, finite):
       if not good:
         last = self.newest()
         where = "none was saved" if last is None else f"step {last}"
@@ -175,6 +176,18 @@ def _hashes(folder: pathlib.Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*"))
     if path.is_file() and path.name not in (MANIFEST, STAMP)
   }
+
+
+def _finite_of(leaves: list[jax.Array]) -> list[bool]:
+  """Whether each is finite; stages of a branch lie on devices of their own."""
+  places = [frozenset(leaf.sharding.device_set) for leaf in leaves]
+  good = [True] * len(leaves)
+  for place in dict.fromkeys(places):
+    here = [i for i, other in enumerate(places) if other == place]
+    found = jax.device_get(_finite([leaves[i] for i in here]))
+    for i, finite in zip(here, found):
+      good[i] = bool(finite)
+  return good
 
 
 @jax.jit

@@ -58,10 +58,11 @@ class Stream:
 class Network:
   """The branch of one head.
 
-  `mlp` (`widths`: hidden units), `convnet` (`widths`: features), `resnet20`,
-  `resnet32`, `resnet110`, `resnet18` (their own widths). `dtype` is that of
-  the computation; parameters stay float32. `reads`, unless 0: the classifier is
-  frozen and reads so many features only, so that credit has to reach those.
+  `mlp` (`widths`: hidden units), `convnet` (`widths`: features), `resnet8`,
+  `resnet14`, `resnet20`, `resnet32`, `resnet110`, `resnet18` (their own
+  widths). `dtype` is that of the computation; parameters stay float32. `reads`,
+  unless 0: the classifier is frozen and reads so many features only, so that
+  credit has to reach those.
   """
 
   name: str = "mlp"
@@ -82,8 +83,9 @@ class Objective:
 class Local:
   """Gradient-isolated modules, for `objective.name=local`; `modules.Method`.
 
-  So many `modules` of the `published` list or the one `balanced` for memory, or
-  `cuts`: the numbers of the pieces, from 0, after which a module ends. `mode`,
+  So many `modules` by the `published` list, by the one `balanced` for memory or
+  by memory as it is `measured`, or `cuts`: numbers of the pieces, from 0, after
+  which a module ends. On `mesh.stage` devices they work side by side. `mode`,
   `classifier` and `loss` as the paper names them; weights of its two losses at
   the first and the last cut; `isolated` false is the end-to-end control.
   """
@@ -166,14 +168,16 @@ class Memory:
 class Optimizer:
   """`adam` or `sgd`; the rate is `constant`, `cosine` or `steps`, each task.
 
-  `steps` multiplies by `factor` at `milestones`; they and `warm_up` are
-  epochs. `decay_norm`: weight decay acts on normalisation and biases too.
-  `clip` bounds the norm of one head's gradient, unless 0.
+  `epoch_cosine` is a cosine that moves once an epoch. `steps` multiplies by
+  `factor` at `milestones`; they and `warm_up` are epochs. `decay_norm`: weight
+  decay acts on normalisation and biases too. `clip` bounds the norm of one
+  head's gradient, unless 0.
   """
 
   name: str = "adam"
   learning_rate: float = 1e-3
   momentum: float = 0.9
+  nesterov: bool = False
   weight_decay: float = 0.0
   decay_norm: bool = True
   clip: float = 0.0

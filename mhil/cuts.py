@@ -6,11 +6,12 @@ A cut is the name of the piece after which a module ends.
 import itertools
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mhil import networks
+from mhil import networks, sharding
 
 Modules = tuple[tuple[str, ...], ...]
 Shape = tuple[int, ...]
@@ -56,7 +57,7 @@ def published(name: str, k: int, balanced: bool = False) -> tuple[str, ...]:
     kind = "balanced" if balanced else "published"
     raise ValueError(
       f"local.modules={k} has no {kind} list for {name}; use one of {known}, "
-      "or name the pieces in local.cuts"
+      "local.lists=measured, or name the pieces in local.cuts"
     )
   places = [place.split(".") for place in lists[k].split()]
   return tuple(
@@ -108,6 +109,72 @@ def interfaces(
       x, _ = jax.eval_shape(run, params[name], stats[name], x)
     shapes.append(x.shape[1:])
   return shapes
+
+
+def measured(
+  branch: networks.Branch, shape: Sequence[int], k: int, batch: int = 32
+) -> tuple[str, ...]:
+  """Cuts that make the largest memory of a module as small as can be.
+
+  What a module holds is taken for the sum of what its pieces hold, and that is
+  read from a compiled gradient of each.
+
+  Args:
+    branch: any.
+    shape: of one image.
+    k: number of modules.
+    batch: samples of the gradient.
+
+  Raises:
+    ValueError: for more modules than pieces.
+  """
+  trunk = branch.pieces[:-1]
+  if k > len(trunk):
+    raise ValueError(
+      f"local.modules={k} is more than the {len(trunk)} pieces of "
+      f"{branch.name}; use local.modules={len(trunk)} or less"
+    )
+  begins = balance(memory(branch, shape, batch), k)
+  return tuple(trunk[i - 1] for i in begins)
+
+
+def memory(
+  branch: networks.Branch, shape: Sequence[int], batch: int
+) -> list[int]:
+  """Bytes that the gradient of each piece but the readout needs besides."""
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  params, stats = jax.eval_shape(branch.init, jax.random.key(0))
+  x: Any = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
+  known: dict[str, int] = {}
+  found = []
+  for name in branch.pieces[:-1]:
+    given = params[name], stats[name], x
+    # Most pieces of a deep branch are alike.
+    if (like := str(given)) not in known:
+      known[like] = _temporary(partial(branch.piece, name), given, mesh)
+    found.append(known[like])
+    x, _ = jax.eval_shape(partial(_evaluate, branch, name), *given)
+  return found
+
+
+def _temporary(piece, given, mesh):
+  def total(params, x, stats):
+    y, stats = piece(params, stats, x, True)
+    return jnp.sum(jnp.square(y.astype(jnp.float32))), stats
+
+  def gradient(params, stats, x):
+    grads, _ = jax.grad(total, (0, 1), has_aux=True)(params, x, stats)
+    return grads
+
+  # Normalisation may be over the mesh.
+  spread = jax.shard_map(
+    gradient,
+    mesh=mesh,
+    in_specs=(jax.P(), jax.P(), jax.P("data")),
+    out_specs=(jax.P(), jax.P("data")),
+  )
+  compiled = jax.jit(spread).lower(*given).compile()
+  return compiled.memory_analysis().temp_size_in_bytes
 
 
 def _evaluate(branch, name, params, stats, x):

@@ -7,10 +7,11 @@ import platform
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mhil import bank as bank_lib
-from mhil import programs
+from mhil import networks, programs
 from mhil import run as run_lib
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -18,13 +19,15 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 def of_run(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
   """Sizes, traffic, hash and versions; JSON-safe."""
-  params = run.whole(state.bank).params
+  bank = run.whole(state.bank)
+  params = bank.params
   of_head = sum(math.prod(x.shape[2:]) for x in jax.tree.leaves(params))
   open_heads = len(run.stream.tasks)
   usage = [program.memory_analysis() for program in run.programs]
   return {
     "params_sha256": params_sha256(params, open_heads),
     "parameters": {"total": of_head * open_heads, "per_head": of_head},
+    "inference": inference(run, params, bank.stats),
     "memory": memory(run, state),
     "compiles": dict(zip(("train_step", "evaluate"), run.compiles)),
     "collectives": [c._asdict() for c in run.traffic],
@@ -44,6 +47,20 @@ def of_run(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
       "python": platform.python_version(),
       **{name: importlib.metadata.version(name) for name in PACKAGES},
     },
+  }
+
+
+def inference(run: run_lib.Run, params: Any, stats: Any) -> dict[str, int]:
+  """What one head reads and multiplies for one image, once it is trained."""
+  params, stats = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), (params, stats)
+  )
+  shape = run.dataset.train_images.shape[1:]
+  image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+  predict = run.objective.predict
+  return {
+    "parameters": networks.used_numbers(predict, params, stats, image),
+    "multiply_adds": networks.multiply_adds(predict, params, stats, image),
   }
 
 

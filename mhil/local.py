@@ -120,8 +120,9 @@ def stages(
 def costs(cut: modules.Split, shape: Sequence[int]) -> tuple[int, ...]:
   """Multiply-adds of each module forwards, for one image, with its nets."""
   params, stats, _ = jax.eval_shape(local(cut).init, jax.random.key(0))
-  x: Any = Flow(jax.ShapeDtypeStruct((1, *shape), jnp.float32), {})
-  found = []
+  image: Any = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+  x = Flow(image, {})
+  found: list[int] = []
   for j in range(len(cut.modules)):
 
     def forward(params, stats, x, j=j):

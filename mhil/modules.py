@@ -156,7 +156,7 @@ def crossings(cut: Split, shape: Sequence[int]) -> tuple[dict[int, Any], ...]:
 def sees_image(cut: Split, j: int) -> bool:
   """Whether module `j` reads the image, for its encoder or its decoder."""
   encoded = any(source == 0 for _, source in cut.contexts[j])
-  return j == 0 or encoded or f"decoder{j}" in cut.nets.names
+  return encoded or f"decoder{j}" in cut.nets.names
 
 
 def _reach(mode):

@@ -112,6 +112,19 @@ def multiply_adds(function: Callable[..., Any], *arguments: Any) -> int:
   return _jaxpr_multiply_adds(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
+def used_numbers(function: Callable[..., Any], params: Tree, *rest: Any) -> int:
+  """Counts the numbers of `params` that a function of them reads.
+
+  Args:
+    function: any traceable function, for instance a branch's `apply`.
+    params, *rest: its arguments, or `jax.ShapeDtypeStruct` for them.
+  """
+  jaxpr = jax.make_jaxpr(function)(params, *rest).jaxpr
+  used = {id(x) for equation in jaxpr.eqns for x in equation.invars}
+  inputs = jaxpr.invars[: len(jax.tree.leaves(params))]
+  return sum(math.prod(x.aval.shape) for x in inputs if id(x) in used)
+
+
 def _jaxpr_multiply_adds(jaxpr: Any) -> int:
   total = 0
   for equation in jaxpr.eqns:

@@ -62,7 +62,8 @@ class Stage(NamedTuple):
       which it replaces what leaves.
     arrives: shapes of what reaches it, a tree of those of one sample; `{}`
       for the first, which reads the batch's images.
-    images: whether it, or a stage behind it, reads the images.
+    images: whether it, or a stage behind it, reads the images; every first
+      one has them.
   """
 
   names: tuple[str, ...]

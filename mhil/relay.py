@@ -133,7 +133,7 @@ def spread(
     for c in sharding.collectives(program, here)
   ]
   run = run._replace(
-    step=_step(first, parts[0].images),
+    step=_step(first, parts[1].images),
     compiles=compiles,
     programs=(first, *rest),
     traffic=traffic,
@@ -169,6 +169,7 @@ def _fresh(run, parts, meshes) -> Callable[[Any], tuple[Part, ...]]:
     return sharding.place(zeros, here, CROSSING)
 
   leaving = [part.arrives for part in parts[1:]] + [{}]
+  images = [part.images for part in (parts[1], *parts[1:])]
 
   def fresh(key):
     banks = stages.split(run.fresh(key), [p.names for p in parts], meshes)
@@ -177,9 +178,11 @@ def _fresh(run, parts, meshes) -> Callable[[Any], tuple[Part, ...]]:
         bank._replace(
           side=objectives.Crossing(blank(part.arrives, here), blank(out, here))
         ),
-        stages.send(_without(flight, part.images), here),
+        stages.send(_without(flight, held), here),
       )
-      for bank, part, out, here in zip(banks, parts, leaving, meshes)
+      for bank, part, out, held, here in zip(
+        banks, parts, leaving, images, meshes
+      )
     )
 
   return fresh

@@ -4,13 +4,13 @@ from typing import Any
 
 from mhil import config as config_lib
 
-RESNETS = ("resnet8", "resnet20", "resnet32", "resnet110", "resnet18")
+RESNETS = tuple(f"resnet{depth}" for depth in (8, 14, 20, 32, 110, 18))
 CHOICES = {
   "network.name": ("mlp", "convnet", *RESNETS),
   "network.dtype": ("float32", "bfloat16"),
   "network.norm": ("none", "batch", "group"),
   "objective.name": ("end_to_end", "local", "layer_parallel"),
-  "local.lists": ("published", "balanced"),
+  "local.lists": ("published", "balanced", "measured"),
   "local.mode": ("R0", "E", "R1", "R1E", "R2", "R4", "R8", "R16"),
   "local.classifier": ("0c1f", "0c2f", "1c1f", "1c2f", "1c3f", "2c2f"),
   "local.loss": ("softmax", "contrast"),
@@ -21,12 +21,14 @@ CHOICES = {
   "loss.reference": ("learned", "zero", "per_class", "none"),
   "loss.correction": ("auto", "on", "off"),
   "optimizer.name": ("adam", "sgd"),
-  "optimizer.schedule": ("constant", "cosine", "steps"),
+  "optimizer.schedule": ("constant", "cosine", "epoch_cosine", "steps"),
   "memory.policy": ("balanced", "per_class", "reservoir"),
   "memory.selection": ("stream", "herding"),
   "memory.scope": ("global", "local"),
   "train.train_heads": ("all", "readout", "new"),
 }
+# What can be cut along mesh.stage.
+STAGED = ("local", "layer_parallel")
 KINDS: dict[type, str] = {
   bool: "true or false",
   int: "a whole number",
@@ -101,12 +103,12 @@ def validate(config: config_lib.Config) -> None:
       limit = f" to {most}" if most < INF else " or more"
       out = f"{field}={flat[field]} is out of range"
       raise ValueError(f"{out}; use {least}{limit}")
-  for field in ("mesh.subnet",):
-    if flat[field] > 1:
-      raise ValueError(
-        f"{field}={flat[field]} would do the same work several times, since "
-        f"nothing is cut along it yet; use {field}=1"
-      )
+  if config.mesh.subnet > 1:
+    raise ValueError(
+      f"mesh.subnet={config.mesh.subnet} would do the same work several times, "
+      "since nothing is cut along it yet; use mesh.subnet=1"
+    )
+  _check_stages(config)
   if config.optimizer.schedule == "steps" and not config.optimizer.milestones:
     raise ValueError(
       "optimizer.milestones=() makes optimizer.schedule=steps constant; name "
@@ -124,6 +126,23 @@ def validate(config: config_lib.Config) -> None:
     )
   _check_local(config)
   _check_layer_parallel(config)
+
+
+def _check_stages(config: config_lib.Config) -> None:
+  stage = config.mesh.stage
+  if stage == 1:
+    return
+  if config.objective.name not in STAGED:
+    raise ValueError(
+      f"mesh.stage={stage} would do the same work several times, since nothing "
+      f"is cut along it with objective.name={config.objective.name}; use "
+      "mesh.stage=1"
+    )
+  if config.optimizer.clip:
+    raise ValueError(
+      f"optimizer.clip={config.optimizer.clip} asks for the norm of a whole "
+      f"gradient, which mesh.stage={stage} holds in parts; use optimizer.clip=0"
+    )
 
 
 def _check_local(config: config_lib.Config) -> None:

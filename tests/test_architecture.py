@@ -66,7 +66,7 @@ LAW = {
   "compiling": set(),
   "config": set(),
   "convolution": {"manual"},
-  "cuts": {"networks"},
+  "cuts": {"networks", "sharding"},
   "data": {"sharding", "sources"},
   "drawing": {"buffer", "choose", "exchange"},
   "exchange": {"choose", "manual"},

@@ -63,7 +63,7 @@ VALUES = [
   ("mesh.data", "3", "does not divide", "use 9"),
   ("mesh.head", "6", "5 tasks", "mesh.head=5"),
   ("mesh.head", "-1", "use 1"),
-  ("mesh.stage", "400", "nothing is cut along it", "mesh.stage=1"),
+  ("mesh.stage", "400", "is cut along it with", "mesh.stage=1"),
   ("mesh.data", "400", "2000 devices", "256", "smaller axis"),
   ("data.name", "digit", "did you mean digits"),
   ("data.name", "", "use digits, arrays:FOLDER or tfds:NAME"),
