@@ -1,5 +1,6 @@
 """The comparisons that have a name: rows of a config and its overrides."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -91,6 +92,62 @@ LOCAL = [
     {"optimizer.learning_rate": 0.0},
   ),
 ]
+
+
+def _layers(label: str, config: str, **fields: Any) -> Row:
+  """Layer-parallel training with some of its own fields."""
+  return Row(
+    label, config, {f"layer_parallel.{k}": v for k, v in fields.items()}
+  )
+
+
+_READOUT = functools.partial(_layers, config="layer_parallel_readout")
+LAGRANGIAN: dict[str, Any] = {"method": "lagrangian"}
+# A correction that stands on what the stage below made; see the method page.
+FRESH: dict[str, Any] = {"beta": 2.0, "eta": 0.5}
+READOUT = [
+  Row(
+    "end to end",
+    "layer_parallel_readout",
+    {"objective.name": "end_to_end", "layer_parallel.cuts": ()},
+  ),
+  _READOUT("penalty"),
+  _READOUT("augmented Lagrangian, multipliers by network", **LAGRANGIAN),
+  _READOUT(
+    "augmented Lagrangian, multipliers by sample",
+    **LAGRANGIAN,
+    multipliers="sample",
+  ),
+  _READOUT("states by sample, no network", states="sample"),
+  _READOUT("hybrid: every 4th step serial", serial_every=4),
+  _READOUT("correction off (control)", correction="off"),
+  _READOUT("no credit (control)", correction="no_credit"),
+  _READOUT(
+    "hybrid, correction off (control)", serial_every=4, correction="off"
+  ),
+  _READOUT("penalty, networks of 30 %", cost=0.3),
+  _READOUT("penalty, networks of 100 %", cost=1.0),
+  Row(
+    "penalty, three times the steps",
+    "layer_parallel_readout",
+    {"train.epochs": 90},
+  ),
+  _READOUT("penalty, beta 2, eta 1/2", **FRESH),
+  *(
+    _READOUT(f"the same, {n} corrections", **FRESH, corrections=n)
+    for n in (2, 3, 4)
+  ),
+  Row(
+    "the same, 4 corrections, three times the steps",
+    "layer_parallel_readout",
+    {"train.epochs": 90}
+    | {f"layer_parallel.{k}": v for k, v in FRESH.items()}
+    | {"layer_parallel.corrections": 4},
+  ),
+]
+# Suites of layer-parallel training: a second table says what it costs, and
+# what its guesses are worth.
+LAYERS = ("layer_parallel_readout", "layer_parallel_fashion")
 # Suites whose rows are other networks: a second table says what they cost.
 COSTS = ("local_fashion",)
 
@@ -110,6 +167,7 @@ SUITES: dict[str, list[Row]] = {
   ],
   "fashion_5x2": [*_losses("fashion_5x2"), _control("fashion_5x2")],
   "local_fashion": LOCAL,
+  "layer_parallel_readout": READOUT,
   "cifar10_5x2": [
     make("cifar10_5x2") for make in (_learned, _ce, _none, _fine_tuning)
   ],

@@ -125,12 +125,17 @@ def facts(
     "stage_multiply_adds": list(chain.costs),
     "aux_multiply_adds": list(costs),
     "aux_share": sum(costs) / sum(chain.costs),
-    "counted_speedup": counted_speedup(chain.costs, costs, method.corrections),
+    "counted_speedup": counted_speedup(
+      chain.costs, costs, method.corrections, method.serial_every
+    ),
   }
 
 
 def counted_speedup(
-  stages: Sequence[int], aux: Sequence[int], corrections: int = 1
+  stages: Sequence[int],
+  aux: Sequence[int],
+  corrections: int = 1,
+  serial_every: int = 0,
 ) -> float:
   """How much sooner a step ends with a device a stage, by multiply-adds alone.
 
@@ -142,13 +147,16 @@ def counted_speedup(
     stages: multiply-adds of each stage, forwards.
     aux: of each auxiliary network, forwards.
     corrections: passes through all stages in a step.
+    serial_every: one step of so many is serial, unless 0.
   """
   beside = [0, *aux] if aux else [0] * len(stages)
   longest = max(
     (3 + 2 * (corrections - 1) * (k > 0)) * stage + 3 * beside[k]
     for k, stage in enumerate(stages)
   )
-  return 3 * sum(stages) / longest
+  serial = 1 / serial_every if serial_every else 0
+  whole = 3 * sum(stages)
+  return whole / (serial * whole + (1 - serial) * longest)
 
 
 def parallel(
