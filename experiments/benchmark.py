@@ -20,6 +20,7 @@ from absl import flags
 
 from experiments import (
   bench_heads,
+  bench_layers,
   bench_pipeline,
   bench_rehearsal,
   bench_resnet,
@@ -32,6 +33,7 @@ from mhil import facts, sharding
 # Later: memory, stages, subnets.
 SUITES = {
   "heads": bench_heads.SUITE,
+  "layers": bench_layers.SUITE,
   "pipeline": bench_pipeline.SUITE,
   "rehearsal": bench_rehearsal.SUITE,
   "resnet": bench_resnet.SUITE,
@@ -55,6 +57,9 @@ def main() -> None:
   name, out = flags.FLAGS.suite, flags.FLAGS.out
   path = writable(out) if out else None
   suite = SUITES[name]
+  if suite.flags:
+    given = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{given} {suite.flags}".strip()
   workdir.enable_compilation_cache()
   with cli.checking():
     sharding.simulate(suite.devices)

@@ -44,10 +44,12 @@ class Suite(NamedTuple):
   Attributes:
     devices: simulated devices that it asks for.
     parts: each measures and returns a table.
+    flags: of XLA.
   """
 
   devices: int
   parts: tuple[Callable[[], Table], ...]
+  flags: str = ""
 
 
 class Stepper:
@@ -75,6 +77,14 @@ class Stepper:
     self._done += 1
     self._state = self.run.step(
       self._state, self._epoch, self._feed.task, self.run.train_set
+    )
+
+  def given(self) -> tuple[Any, ...]:
+    """What begins a step: step, memory, epoch, task, samples."""
+    state, run = self._state, self.run
+    return (
+      *(state.step + 0, jax.tree.map(lambda x: x + 0, state.memory)),
+      *(self._epoch, self._feed.task, run.train_set),
     )
 
   def wait(self) -> None:

@@ -176,11 +176,12 @@ def _tables(chain, samples, states, multipliers=True):
   def blank():
     shapes = chain.shapes[1:] if samples else ()
     tables = [jnp.zeros((samples, *shape)) for shape in shapes]
+    seen = {"seen": jnp.zeros(samples, bool)} if states and samples else {}
     return {
       "step": jnp.zeros((), jnp.int32),
       "states": tables if states else [],
       "multipliers": tables if multipliers else [],
-      "seen": jnp.zeros(samples if states else 0, bool),
+      **seen,
     }
 
   return blank
