@@ -145,6 +145,46 @@ READOUT = [
     | {"layer_parallel.corrections": 4},
   ),
 ]
+_FASHION = functools.partial(_layers, config="layer_parallel_fashion")
+SOFT: dict[str, Any] = {"corrections": 1, "beta": 0.002, "eta": 50.0}
+FASHION = [
+  Row(
+    "end to end",
+    "layer_parallel_fashion",
+    {"objective.name": "end_to_end", "layer_parallel.stages": 1},
+  ),
+  *(
+    _FASHION(f"{k} stages, {2 * k - 1} corrections", stages=k, corrections=n)
+    for k, n in ((2, 3), (3, 5), (4, 7))
+  ),
+  *(
+    _FASHION(
+      f"{k} stages, correction off (control)",
+      stages=k,
+      **SOFT,
+      correction="off",
+    )
+    for k in (2, 3, 4)
+  ),
+  *(
+    _FASHION(f"{k} stages, 1 correction, soft", stages=k, **SOFT)
+    for k in (2, 3, 4)
+  ),
+  _FASHION(
+    "4 stages, 1 correction, soft, every 4th step serial",
+    stages=4,
+    **SOFT,
+    serial_every=4,
+  ),
+  _FASHION(
+    "4 stages, correction off, every 4th step serial (control)",
+    stages=4,
+    **SOFT,
+    serial_every=4,
+    correction="off",
+  ),
+  _FASHION("4 stages, 4 corrections", stages=4, corrections=4),
+]
 # Suites of layer-parallel training: a second table says what it costs, and
 # what its guesses are worth.
 LAYERS = ("layer_parallel_readout", "layer_parallel_fashion")
@@ -167,6 +207,7 @@ SUITES: dict[str, list[Row]] = {
   ],
   "fashion_5x2": [*_losses("fashion_5x2"), _control("fashion_5x2")],
   "local_fashion": LOCAL,
+  "layer_parallel_fashion": FASHION,
   "layer_parallel_readout": READOUT,
   "cifar10_5x2": [
     make("cifar10_5x2") for make in (_learned, _ce, _none, _fine_tuning)
