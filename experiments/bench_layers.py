@@ -1,4 +1,4 @@
-"""Suite `layers`: how much sooner layer-parallel steps end, predicted, measured.
+"""Suite `layers`: how much sooner a layer-parallel step ends.
 
 With data Td, forwards and backwards Tf and Tb, the networks that guess t_f and
 t_b, and corrections t_psi, K balanced stages are to be faster by
@@ -10,6 +10,7 @@ longest way through a step counted in the compiled programs.
 """
 
 import functools
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -47,11 +48,9 @@ METHOD = coupling.Method(beta=0.01, eta=100.0)
 FLAGS = "--xla_cpu_multi_thread_eigen=false"
 
 
-def branch_of(layers: int, hidden: int = HIDDEN) -> networks.Branch:
+def branch_of(layers: int) -> networks.Branch:
   """A stack of equal dense layers, so that stages come out equal."""
-  return networks.mlp(
-    np.prod(SHAPE).item(), 11, (hidden,) * layers, norm="batch", axis="data"
-  )
+  return networks.mlp(math.prod(SHAPE), 11, (HIDDEN,) * layers, norm="layer")
 
 
 def objective_of(
@@ -106,9 +105,9 @@ def two_devices(layers: int = 12, repetitions: int = 41) -> measure.Table:
   columns = {"what": "what", "ms": "ms"}
   note = (
     f"{layers} dense layers of {HIDDEN}, batch {BATCH}, SGD; two stages of "
-    f"{cut.costs[0]:,} and {cut.costs[1]:,} multiply-adds a sample, the network "
-    f"that guesses {guesser.costs[0]:,}; one thread a device. Medians of "
-    f"{repetitions} repetitions taken in turn."
+    f"{cut.costs[0]:,} and {cut.costs[1]:,} multiply-adds a sample, the "
+    f"network that guesses {guesser.costs[0]:,}; one thread a device. Medians "
+    f"of {repetitions} repetitions taken in turn."
   )
   reading = _read_two(rows, parallel, cut)
   return measure.Table("Two devices", note, columns, rows, reading)
@@ -122,8 +121,7 @@ def parts(
   params, _, _ = jax.jit(objective.init)(jax.random.key(0))
   state = jnp.ones((BATCH, *cut.shapes[1]))
   images = jnp.ones((BATCH, *SHAPE))
-  zeros = jnp.zeros(BATCH, jnp.int32)
-  batch = objectives.Batch(images, zeros, zeros, jnp.full(BATCH, 1 / BATCH))
+  batch = _batch(images)
   optimizer = optimizers.sgd()
 
   def learn(params, batch, state):
@@ -141,6 +139,11 @@ def parts(
     "learn to guess, t_f + t_b": _timed(jax.jit(learn), params, batch, state),
     "correct, t_psi": _timed(jax.jit(correct), state, state, state),
   }
+
+
+def _batch(images: jax.Array) -> objectives.Batch:
+  zeros = jnp.zeros(BATCH, jnp.int32)
+  return objectives.Batch(images, zeros, zeros, jnp.full(BATCH, 1 / BATCH))
 
 
 def _timed(function: Callable[..., Any], *given: Any) -> Callable[[], None]:
@@ -163,8 +166,8 @@ def _read_two(rows, run, cut) -> list[str]:
     f"The model predicts {predicted:.2f} from the parts, measured is "
     f"{measured:.2f}: {100 * (measured / predicted - 1):+.0f} %.",
     f"The programs of the stages hold {between} collectives over `stage` "
-    f"({len(run.traffic)} of any kind); the interface exchanges {moved:,} bytes "
-    "a step.",
+    f"({len(run.traffic)} of any kind); the interface exchanges {moved:,} "
+    "bytes a step.",
   ]
 
 
@@ -207,13 +210,9 @@ def _counted(branch: networks.Branch, k: int) -> tuple[float, float]:
   """FLOPs of the stage that takes longest, with its network; of that alone."""
   _, cut, guesser = objective_of(branch, k)
   objective = layer_parallel.layer_parallel(cut, guesser, METHOD)
-  params, stats, _ = jax.eval_shape(objective.init, jax.random.key(0))
-  rows = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
-  weight = jax.ShapeDtypeStruct((BATCH,), jnp.float32)
-  states = [
-    jax.ShapeDtypeStruct((BATCH, *shape), jnp.float32) for shape in cut.shapes
-  ]
-  batch = objectives.Batch(states[0], rows, rows, weight)
+  params, stats, _ = jax.jit(objective.init)(jax.random.key(0))
+  states = [jnp.ones((BATCH, *shape)) for shape in cut.shapes]
+  batch = _batch(states[0])
   totals = []
   for i in range(k):
     last = i == k - 1
@@ -234,6 +233,8 @@ def _counted(branch: networks.Branch, k: int) -> tuple[float, float]:
 
 
 def _stage(cut, k, params, stats, state, target, batch):
+  params, stats = ({n: t[n] for n in cut.stages[k]} for t in (params, stats))
+
   def criterion(logits):
     return -jax.nn.log_softmax(logits)[:, 0]
 
@@ -251,7 +252,8 @@ def _learn(guesser):
 
 def flops(function: Callable[..., Any], *given: Any) -> float:
   """Operations of a compiled program, by XLA's count."""
-  return jax.jit(function).lower(*given).compile().cost_analysis()["flops"]
+  counted: Any = jax.jit(function).lower(*given).compile().cost_analysis()
+  return counted["flops"]
 
 
 SUITE = measure.Suite(2, (two_devices, many_stages), FLAGS)

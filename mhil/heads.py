@@ -82,7 +82,7 @@ def update(
   step: jax.Array,
   key: jax.Array,
   *,
-  objective: objectives.Objective,
+  objective: objectives.Objective | objectives.Stage,
   loss: losses.Loss,
   optimizer: optax.GradientTransformation,
   rate: Callable[[jax.Array, Task], jax.Array],
@@ -159,7 +159,7 @@ def visit(
   Args:
     bank: rows `[l, 1, ...]` of any tree.
     task, prior, batch, loss, train_heads: as in `update`.
-    function: `(a head's part, its number, its criterion) -> new part`.
+    function: `(a head's part, its number, criterion) -> new part`.
     shared: of `losses.Loss.share`.
   """
   here, width = lax.axis_index("head"), lax.axis_size("head")
@@ -177,8 +177,7 @@ def visit(
       tables = prior[i], task.valid[i, 0]
       return loss.value(logits, targets, *tables, shared)
 
-    part = jax.tree.map(lambda x: x[i, 0], bank)
-    new = function(part, head, criterion)
+    new = function(jax.tree.map(lambda x: x[i, 0], bank), head, criterion)
     return jax.tree.map(lambda x, y: x.at[i, 0].set(y), bank, new)
 
   return lax.fori_loop(start, stop, one, bank)

@@ -55,6 +55,8 @@ ENGINE = {
 }
 LAW = {
   "__init__": {"version"},
+  "abreast": ENGINE
+  | {"chain", "coupling", "guessing", "relay", "stage_programs", "stages"},
   "augment": set(),
   "auxnet": {"chain", "layers", "networks", "pieces"},
   "auxiliary": {"layers", "objectives"},
@@ -67,6 +69,7 @@ LAW = {
   "config": set(),
   "convolution": {"manual"},
   "cuts": {"networks", "sharding"},
+  "coupling": {"chain", "objectives"},
   "data": {"sharding", "sources"},
   "drawing": {"buffer", "choose", "exchange"},
   "exchange": {"choose", "manual"},
@@ -76,7 +79,7 @@ LAW = {
   "heads": PAPER,
   "herding": set(),
   "inputs": ENGINE,
-  "layer_parallel": PAPER | {"chain", "guessing"},
+  "layer_parallel": PAPER | {"chain", "coupling", "guessing"},
   "layers": {"convolution", "manual"},
   "local": PAPER | {"auxiliary", "cuts", "modules"},
   "losses": {"sharding"},
@@ -105,6 +108,8 @@ LAW = {
   "sharding": set(),
   "sources": set(),
   "stages": {"bank"},
+  "stage_programs": ENGINE
+  | {"chain", "coupling", "guessing", "manual", "relay"},
   "streams": {"sharding"},
   "subnets": PAPER,
   "trainer": ENGINE,
