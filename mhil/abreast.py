@@ -233,7 +233,7 @@ def _take(call, banks, flights, meshes, method) -> Banks:
   guesses = [call(("guess", k), nets[k - 1].params, flights[k]) for k in above]
   states = [None, *(state for state, _ in guesses)]
   multipliers = [None, *(multiplier for _, multiplier in guesses)]
-  pulls, learnt = down(multipliers), multipliers
+  pulls, learnt = down(multipliers), list(multipliers)
   for correction in range(method.corrections):
     kind = "run" if correction == method.corrections - 1 else "look"
     targets, made = down(states), []
