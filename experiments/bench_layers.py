@@ -33,8 +33,8 @@ from mhil import (
   objectives,
   optimizers,
   prepare,
-  relay,
   sharding,
+  staged,
   streams,
 )
 from mhil import run as run_lib
@@ -44,8 +44,6 @@ SHAPE = 16, 16, 2
 HIDDEN = 512
 BATCH = 256
 METHOD = coupling.Method(beta=0.01, eta=100.0)
-# One thread a device, as if each had a core of its own.
-FLAGS = "--xla_cpu_multi_thread_eigen=false"
 
 
 def branch_of(layers: int) -> networks.Branch:
@@ -130,7 +128,7 @@ def parts(
     return jax.tree.map(lambda g, u: g - 0.1 * u, grads, updates)
 
   stepper = measure.Stepper(run, 0)
-  begin = jax.jit(relay.on_home(run, relay.beginning(run)))
+  begin = jax.jit(staged.on_home(run, staged.beginning(run)))
   given = stepper.given()
   correct = functools.partial(coupling.correct, multiplier=None, method=METHOD)
   return {
@@ -256,4 +254,4 @@ def flops(function: Callable[..., Any], *given: Any) -> float:
   return counted["flops"]
 
 
-SUITE = measure.Suite(2, (two_devices, many_stages), FLAGS)
+SUITE = measure.Suite(2, (two_devices, many_stages))

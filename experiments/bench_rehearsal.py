@@ -158,4 +158,49 @@ def whole(
   return measure.Table("Share of a step", note, columns, rows, reading)
 
 
-SUITE = measure.Suite(max(DEVICES), (alone, whole))
+def overlap(
+  setup: Setup | None = None,
+  size: int = 15_000,
+  repetitions: int = 50,
+  folder: str = "runs/rehearsal_trace",
+) -> measure.Table:
+  """(c) ResNet-18 on an accelerator, and a profile of the exchange beside it.
+
+  Args:
+    setup: None for ResNet-18 on 32x32, where there is an accelerator.
+    size: rows of the buffer.
+    repetitions: steps.
+    folder: where the profile of five steps goes, for TensorBoard or Perfetto.
+  """
+  columns = {
+    **{"bcr": "b/c/r", "devices": "devices"},
+    **{"plain": "images/s, b + r from memory", "ours": "images/s, rehearsing"},
+    "growth": "ratio of times",
+  }
+  title = "ResNet-18"
+  if setup is None and jax.devices()[0].platform == "cpu":
+    reading = ["Not measured here: it needs an accelerator."]
+    return measure.Table(title, "", columns, [], reading)
+  setup = setup or Setup(32, network="resnet18")
+  case = Case(setup, size, len(jax.devices()))
+  both = [steps.plain(case), steps.rehearsing(case)]
+  walls, _ = measure.turns(both, repetitions)
+  with jax.profiler.trace(folder):
+    for _ in range(5):
+      both[1]()
+  n = len(jax.devices())
+  seen = 1e3 * n * (setup.b + setup.r)
+  plain, ours = ({"walls": each} for each in walls)
+  row = setup.labels(n) | {"growth": measure.ratio(ours, plain)}
+  row |= {"plain": seen / statistics.median(walls[0])}
+  row |= {"ours": seen / statistics.median(walls[1])}
+  note = (
+    f"{setup.network}, {setup.side}x{setup.side}, a buffer of {size:,} rows, "
+    f"medians of {repetitions} steps taken in turn; a profile of five "
+    f"rehearsing steps is in {folder}."
+  )
+  reading = [f"Rehearsal costs {100 * (row['growth'] - 1):.1f} % of a step."]
+  return measure.Table(title, note, columns, [row], reading)
+
+
+SUITE = measure.Suite(max(DEVICES), (alone, whole, overlap))

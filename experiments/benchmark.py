@@ -21,22 +21,26 @@ from absl import flags
 from experiments import (
   bench_heads,
   bench_layers,
+  bench_memory,
   bench_pipeline,
   bench_rehearsal,
   bench_resnet,
+  bench_stages,
   cli,
   measure,
   workdir,
 )
 from mhil import facts, sharding
 
-# Later: memory, stages, subnets.
+# Later: subnets.
 SUITES = {
   "heads": bench_heads.SUITE,
   "layers": bench_layers.SUITE,
+  "memory": bench_memory.SUITE,
   "pipeline": bench_pipeline.SUITE,
   "rehearsal": bench_rehearsal.SUITE,
   "resnet": bench_resnet.SUITE,
+  "stages": bench_stages.SUITE,
 }
 
 
@@ -57,9 +61,8 @@ def main() -> None:
   name, out = flags.FLAGS.suite, flags.FLAGS.out
   path = writable(out) if out else None
   suite = SUITES[name]
-  if suite.flags:
-    given = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{given} {suite.flags}".strip()
+  if suite in (bench_layers.SUITE, bench_stages.SUITE):
+    bench_stages.one_core()
   workdir.enable_compilation_cache()
   with cli.checking():
     sharding.simulate(suite.devices)

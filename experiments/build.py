@@ -116,7 +116,8 @@ def make_branch(
     return networks.mlp(math.prod(shape), outputs, network.widths, **how)
   if network.name == "convnet":
     return networks.convnet(shape, outputs, network.widths, **how)
-  if network.name == "resnet18":
+  if network.name.startswith("resnet18"):
+    how["stem"] = 7 if network.name == "resnet18_imagenet" else 3
     return networks.resnet18(outputs, channels=shape[-1], **how)
   depth = int(network.name.removeprefix("resnet"))
   if depth == 8:  # for two CPU cores: half as wide, too
@@ -194,6 +195,7 @@ def make_memory(
     policy=m.policy,
     selection=m.selection,
     scope=m.scope,
+    place=m.place,
   )
 
 
@@ -215,7 +217,8 @@ def make_optimizer(
     # Its warm-up is its own.
     return unit, optimizers.epoch_cosine(base, epochs, warm_up=o.warm_up)
   if o.schedule == "steps":
-    rate = optimizers.steps(base, o.milestones, o.factor, epochs=epochs)
+    shares = [percent / 100 for percent in o.percents] or float(o.factor)
+    rate = optimizers.steps(base, o.milestones, shares, epochs=epochs)
   else:
     make = optimizers.cosine if o.schedule == "cosine" else optimizers.constant
     rate = make(base)

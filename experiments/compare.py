@@ -4,7 +4,8 @@
   python -m experiments.compare --suite=fashion_5x2 --seeds=3 --data_folder=DIR
 
 DIR holds the TFDS set of the suite's configuration, prepared.
-Writes OUT.md and OUT.csv after every run. A run that is done is not run
+Writes OUT.md, OUT.csv and figures after every run: OUT.png, and OUT_scan.png
+where rows differ in a number that is scanned. A run that is done is not run
 again, so an interrupted comparison goes on where it was.
 """
 
@@ -14,14 +15,15 @@ import importlib.metadata
 import json
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from experiments import build, cli, suites, train, workdir
+from experiments import build, cli, layers_table, suites, train, workdir
+from mhil import comparison, sharding, validation
 from mhil import config as config_lib
-from mhil import sharding, validation
 
 _SUITE = flags.DEFINE_enum(
   "suite", "digits", sorted(suites.SUITES), "Which rows to compare."
@@ -45,6 +47,7 @@ _NOTE = flags.DEFINE_string(
 COLUMNS = {
   "average_incremental_accuracy": "average incremental",
   "last_accuracy": "last",
+  "top5_accuracy": "top 5",
   "task_id_accuracy": "task id",
   "within_task_accuracy": "within task",
   "forgetting": "forgetting",
@@ -74,6 +77,7 @@ def main() -> None:
         flush=True,
       )
       write(out, done)
+      draw(out, rows, done)
   print(out.with_suffix(".md").read_text())
 
 
@@ -152,7 +156,7 @@ def write(out: pathlib.Path, done: dict[str, list[dict[str, Any]]]) -> None:
     "|" + " --- |" * len(head),
     *("| " + " | ".join(cells) + " |" for cells in body),
     *(_costs(done) if _SUITE.value in suites.COSTS else []),
-    *(_layers(done) if _SUITE.value in suites.LAYERS else []),
+    *(layers_table.lines(done) if _SUITE.value in suites.LAYERS else []),
   ]
   out.with_suffix(".md").write_text("\n".join(lines) + "\n")
   with out.with_suffix(".csv").open("w", newline="") as file:
@@ -161,6 +165,48 @@ def write(out: pathlib.Path, done: dict[str, list[dict[str, Any]]]) -> None:
     for label, runs in done.items():
       for run in runs:
         writer.writerow([label, run["seed"], *(run[c] for c in COLUMNS)])
+
+
+def draw(
+  out: pathlib.Path,
+  rows: Sequence[suites.Row],
+  done: dict[str, list[dict[str, Any]]],
+) -> None:
+  """Draws the table, and the curves through rows that scan a number."""
+
+  def over_seeds(label):
+    return [100 * run["average_incremental_accuracy"] for run in done[label]]
+
+  measure = "average incremental accuracy, %"
+  columns = {
+    measure: {label: over_seeds(label) for label in done},
+    "last accuracy, %": {
+      label: [100 * run["last_accuracy"] for run in runs]
+      for label, runs in done.items()
+    },
+    "seconds a run": {
+      label: [sum(run["seconds_per_task"]) for run in runs]
+      for label, runs in done.items()
+    },
+  }
+  comparison.rows(columns, out.with_suffix(".png"))
+  there = [row for row in rows if row.label in done]
+  numbers = dict.fromkeys(number for row in there for number in row.at)
+  if numbers:
+    curves = {
+      number: {
+        curve: {
+          row.at[number]: over_seeds(row.label)
+          for row in there
+          if number in row.at and row.curve == curve
+        }
+        for curve in dict.fromkeys(r.curve for r in there if number in r.at)
+      }
+      for number in numbers
+    }
+    bounds = {row.label: over_seeds(row.label) for row in there if row.bound}
+    scan = out.with_name(f"{out.name}_scan.png")
+    comparison.scans(curves, bounds, scan, measure)
 
 
 def _cells(label: str, runs: list[dict[str, Any]]) -> list[str]:
@@ -195,47 +241,6 @@ def _costs(done: dict[str, list[dict[str, Any]]]) -> list[str]:
     ]
     lines.append("| " + " | ".join(cells) + " |")
   return lines
-
-
-def _layers(done: dict[str, list[dict[str, Any]]]) -> list[str]:
-  """What guesses of states are worth, row by row: a table of its own."""
-  lines = [
-    "",
-    "Of the first head after the last task, %: the chain of stages with "
-    "re-estimated normalisation statistics, and with those collected in "
-    "training; the last stage on a guessed state; how far guesses are off at "
-    "each interface, the norm of the difference over the larger norm. Then "
-    "multiply-adds of the networks that guess as a share of the branch's, and "
-    "how much sooner a step would end with a device a stage, by multiply-adds "
-    "alone (serial steps of a hybrid counted in).",
-    "",
-    "| row | chain | collected | guess and last stage | guesses off | share | "
-    "sooner |",
-    "|" + " --- |" * 7,
-  ]
-  for label, runs in done.items():
-    last = [run["probes"][-1] for run in runs if run["probes"][-1]]
-    if not last:
-      continue
-    off = sorted(k for k in last[0] if k.startswith("settled/violation"))
-    facts = runs[0]["objective"]
-    cells = [
-      label,
-      *(
-        _mean(last, f"{name}")
-        for name in ("settled/chain", "collected/chain", "settled/aux")
-      ),
-      ", ".join(_mean(last, name) for name in off),
-      f"{100 * facts['aux_share']:.1f} %",
-      f"{facts['counted_speedup']:.2f}",
-    ]
-    lines.append("| " + " | ".join(cells) + " |")
-  return lines
-
-
-def _mean(rows: list[dict[str, float]], name: str) -> str:
-  values = [row[name] for row in rows if name in row]
-  return f"{100 * np.mean(values):.1f}" if values else ""
 
 
 def _about(run: dict[str, Any]) -> list[str]:

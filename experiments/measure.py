@@ -44,12 +44,10 @@ class Suite(NamedTuple):
   Attributes:
     devices: simulated devices that it asks for.
     parts: each measures and returns a table.
-    flags: of XLA.
   """
 
   devices: int
   parts: tuple[Callable[[], Table], ...]
-  flags: str = ""
 
 
 class Stepper:

@@ -28,12 +28,13 @@ Program = tuple[Callable[[], None], jax.stages.Compiled]
 
 
 class Setup(NamedTuple):
-  """Sizes of one worker's part; b/c/r as in the paper."""
+  """Sizes of one worker's part; b/c/r as in the paper; what it trains."""
 
   side: int
   b: int = 56
   c: int = 14
   r: int = 7
+  network: str = "convnet"
 
   @property
   def row(self) -> tuple[int, int, int]:
@@ -202,14 +203,19 @@ def _taken(pool: jax.Array, key: jax.Array, b: int) -> tuple[Any, Any]:
 
 
 @functools.cache
-def _objective(side: int) -> objectives.Objective:
-  return objectives.end_to_end(
-    networks.convnet((side, side, 3), CLASSES, WIDTHS, axis="data")
-  )
+def _objective(side: int, network: str) -> objectives.Objective:
+  shape = side, side, 3
+  if network == "convnet":
+    branch = networks.convnet(shape, CLASSES, WIDTHS, axis="data")
+  else:
+    branch = networks.resnet18(CLASSES, axis="data", dtype=jnp.bfloat16)
+  return objectives.end_to_end(branch)
 
 
 def _initial(case: Case) -> Any:
-  params, stats, _ = _objective(case.setup.side).init(jax.random.key(0))
+  params, stats, _ = _objective(case.setup.side, case.setup.network).init(
+    jax.random.key(0)
+  )
   return sharding.replicated((params, stats), case.mesh)
 
 
@@ -224,7 +230,7 @@ def _learn(case: Case, weights: Any, x: Any, label: Any, weight: Any) -> Any:
   x = augment.normalise(x, scale=255.0, mean=(0.5,) * 3, std=(0.5,) * 3)
   weight = weight / lax.psum(jnp.sum(weight), "data")
   batch = objectives.Batch(x, 0 * label, label, weight)
-  out = _objective(case.setup.side).step(
+  out = _objective(case.setup.side, case.setup.network).step(
     params, stats, {}, batch, criterion, jax.random.key(0)
   )
   params = jax.tree.map(lambda p, g: p - 0.01 * g, params, out.grads)

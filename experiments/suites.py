@@ -12,15 +12,24 @@ class Row(NamedTuple):
     label: what the line says it is.
     config: name of a file in `configs/`.
     overrides: `{"group.field": value}`.
+    at: where the row lies in a figure, `{name of a number: its value}`; rows
+      that share a number are a curve.
+    curve: the name of that curve.
+    bound: drawn as a line that goes with every curve.
   """
 
   label: str
   config: str
   overrides: Mapping[str, Any] = {}
+  at: Mapping[str, float] = {}
+  curve: str = ""
+  bound: bool = False
 
 
 CE = {"loss.name": "ce"}
 OFF = {"loss.correction": "off"}
+SCRATCH = CE | {"memory.size": -1, "train.from_scratch": True}
+RATE_0 = {"optimizer.learning_rate": 0.0}
 
 
 def _learned(config: str) -> Row:
@@ -40,9 +49,7 @@ def _fine_tuning(config: str) -> Row:
 
 
 def _control(config: str) -> Row:
-  return Row(
-    "D-CE, learning rate 0 (control)", config, {"optimizer.learning_rate": 0.0}
-  )
+  return Row("D-CE, learning rate 0 (control)", config, RATE_0)
 
 
 def _losses(config: str) -> list[Row]:
@@ -51,11 +58,7 @@ def _losses(config: str) -> list[Row]:
     Row("distributed CE", config, {"loss.name": "distributed_ce"}),
     _ce(config),
     _none(config),
-    Row(
-      "joint training (upper bound)",
-      config,
-      CE | {"memory.size": -1, "train.from_scratch": True},
-    ),
+    Row("joint training (upper bound)", config, SCRATCH),
     _fine_tuning(config),
   ]
 
@@ -191,6 +194,47 @@ LAYERS = ("layer_parallel_readout", "layer_parallel_fashion")
 # Suites whose rows are other networks: a second table says what they cost.
 COSTS = ("local_fashion",)
 
+
+def _rehearsal(config: str, rows: int) -> list[Row]:
+  """Sizes of the buffer, rows drawn, both scopes; bounds and a control.
+
+  Args:
+    config: with the largest buffer and the fewest rows drawn.
+    rows: of the training set.
+  """
+  share, drawn = "rows held, % of the training set", "rows drawn for a step, r"
+  two = {"mesh.data": 2, "memory.draws": 14}
+  rest = CE | OFF | {"memory.size": 0}
+  return [
+    Row("from scratch (upper bound)", config, SCRATCH, bound=True),
+    *(
+      Row(
+        f"{p} %, r = 7",
+        config,
+        {"memory.size": p * rows // 100},
+        {share: p} | ({drawn: 7} if p == 30 else {}),
+        "rehearsal",
+      )
+      for p in (30, 20, 10, 5)
+    ),
+    *(
+      Row(
+        f"30 %, r = {r}", config, {"memory.draws": r}, {drawn: r}, "rehearsal"
+      )
+      for r in (14, 28, 56)
+    ),
+    Row("30 %, r = 14, two workers, global draws", config, two),
+    Row(
+      "30 %, r = 14, two workers, local draws",
+      config,
+      two | {"memory.scope": "local"},
+    ),
+    Row("D-CE without a buffer", config, {"memory.size": 0}, bound=True),
+    Row("incremental (lower bound)", config, rest, bound=True),
+    Row("30 %, r = 7, learning rate 0 (control)", config, RATE_0),
+  ]
+
+
 SUITES: dict[str, list[Row]] = {
   "digits": [
     *_losses("digits"),
@@ -209,6 +253,7 @@ SUITES: dict[str, list[Row]] = {
   "local_fashion": LOCAL,
   "layer_parallel_fashion": FASHION,
   "layer_parallel_readout": READOUT,
+  "rehearsal_fashion_4": _rehearsal("rehearsal_fashion_4", 12_000),
   "cifar10_5x2": [
     make("cifar10_5x2") for make in (_learned, _ce, _none, _fine_tuning)
   ],

@@ -131,28 +131,46 @@ def dealt(counts: Any, rank: Any, workers: int) -> Any:
 
 
 def init(
-  layout: Layout, shape: tuple[int, ...], dtype: Any, mesh: Mesh
+  layout: Layout,
+  shape: tuple[int, ...],
+  dtype: Any,
+  mesh: Mesh,
+  where: str = "device",
 ) -> Buffer:
-  """An empty buffer for rows of `shape`, born on its devices."""
+  """An empty buffer for rows of `shape`, born where they lie; see `place`."""
   lead = layout.workers, layout.slots
   rank = np.arange(layout.groups, dtype=np.int32)
-  rows = NamedSharding(mesh, SPEC.rows)
+  full, spread = (*lead, *shape), NamedSharding(mesh, SPEC.rows)
+  on_host = where == "host"
   empty = Buffer(
-    jnp.zeros((*lead, *shape), dtype, device=rows),
+    np.zeros(full, dtype) if on_host else jnp.zeros(full, dtype, device=spread),
     np.zeros(lead, np.int32),
     np.zeros(lead, np.int32),
     np.zeros((layout.workers, layout.groups), np.int32),
     np.full_like(rank, -1) if layout.policy == "balanced" else rank,
     np.zeros(layout.workers, np.int32),
   )
-  return place(empty, mesh)
+  return place(empty, mesh, where)
 
 
-def place(buffer: Buffer, mesh: Mesh) -> Buffer:
-  """Lays a buffer over the mesh's `data` axis."""
+def place(buffer: Buffer, mesh: Mesh, where: str = "device") -> Buffer:
+  """Lays a buffer over the mesh's `data` axis.
+
+  Args:
+    buffer: its arrays.
+    mesh: its `data` axis are the workers.
+    where: `host` leaves the rows in a numpy array.
+  """
   return Buffer(
-    *(jax.device_put(x, NamedSharding(mesh, s)) for x, s in zip(buffer, SPEC))
+    *(
+      x if where == "host" and name == "rows" else _spread(x, mesh, spec)
+      for name, x, spec in zip(Buffer._fields, buffer, SPEC)
+    )
   )
+
+
+def _spread(x, mesh, spec):
+  return jax.device_put(x, NamedSharding(mesh, spec))
 
 
 def filled(layout: Layout, fill: Whole, rank: Whole) -> tuple[Whole, Whole]:

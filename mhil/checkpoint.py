@@ -133,9 +133,14 @@ class Checkpoints:
 
   def _check_finite(self, step: int, state: Any) -> None:
     # The loss of a step is taken before its update, which may be what fails.
-    leaves = jax.tree.leaves_with_path(state)
-    finite = _finite_of([leaf for _, leaf in leaves])
-    for (path, leaf), good in zip(leaves, finite):
+    # What the host holds are samples, not results.
+    found = [
+      (path, leaf)
+      for path, leaf in jax.tree.leaves_with_path(state)
+      if isinstance(leaf, jax.Array)
+    ]
+    finite = _finite_of([leaf for _, leaf in found])
+    for (path, leaf), good in zip(found, finite):
       if not good:
         last = self.newest()
         where = "none was saved" if last is None else f"step {last}"
@@ -203,7 +208,9 @@ def _place(path: Any, leaf: jax.Array) -> str:
   return f"{name} of head {bad.argmax()}" if leaf.ndim > 1 else name
 
 
-def _abstract(like: jax.Array, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+def _abstract(like: Any, shape: tuple[int, ...]) -> Any:
+  if isinstance(like, np.ndarray):
+    return np.empty(shape, like.dtype)
   sharding = like.sharding
   if shape != like.shape:
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])

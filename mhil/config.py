@@ -59,10 +59,10 @@ class Network:
   """The branch of one head.
 
   `mlp` (`widths`: hidden units), `convnet` (`widths`: features), `resnet8`,
-  `resnet14`, `resnet20`, `resnet32`, `resnet110`, `resnet18` (their own
-  widths). `dtype` is that of the computation; parameters stay float32. `reads`,
-  unless 0: the classifier is frozen and reads so many features only, so that
-  credit has to reach those.
+  `resnet14`, `resnet20`, `resnet32`, `resnet110`, `resnet18`,
+  `resnet18_imagenet` (their own widths). `dtype` is that of the computation;
+  parameters stay float32. `reads`, unless 0: the classifier is frozen and reads
+  so many features only, so that credit has to reach those.
   """
 
   name: str = "mlp"
@@ -154,6 +154,7 @@ class Memory:
   `reservoir`; `selection`: `stream`, what passes, or `herding`. A step draws
   `draws` rows and offers its samples, `candidates` of which replace a row of a
   full class. `scope`: `global`, or `local` to each device along `data`.
+  `place`: rows lie on the `device`, or in the memory of the `host`.
   """
 
   size: int = 100
@@ -162,6 +163,7 @@ class Memory:
   draws: int = 8
   candidates: int = 8
   scope: str = "global"
+  place: str = "device"
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -169,9 +171,10 @@ class Optimizer:
   """`adam` or `sgd`; the rate is `constant`, `cosine` or `steps`, each task.
 
   `epoch_cosine` is a cosine that moves once an epoch. `steps` multiplies by
-  `factor` at `milestones`; they and `warm_up` are epochs. `decay_norm`: weight
-  decay acts on normalisation and biases too. `clip` bounds the norm of one
-  head's gradient, unless 0.
+  `factor` at `milestones`, or leaves so many `percents` of the rate from each
+  on; milestones and `warm_up` are epochs. `decay_norm`: weight decay acts on
+  normalisation and biases too. `clip` bounds the norm of one head's gradient,
+  unless 0.
   """
 
   name: str = "adam"
@@ -184,6 +187,7 @@ class Optimizer:
   schedule: str = "constant"
   milestones: tuple[int, ...] = ()
   factor: float = 0.1
+  percents: tuple[int, ...] = ()
   warm_up: int = 0
 
 

@@ -181,7 +181,7 @@ def _evaluate(branch, name, params, stats, x):
   return branch.piece(name, params, stats, x, False)
 
 
-def balance(costs: Sequence[float], parts: int) -> tuple[int, ...]:
+def balance(costs: Sequence[int], parts: int) -> tuple[int, ...]:
   """Where to cut a row of costs, its dearest part as cheap as can be.
 
   Args:
@@ -192,7 +192,7 @@ def balance(costs: Sequence[float], parts: int) -> tuple[int, ...]:
     The index at which each part but the first begins.
   """
   n = len(costs)
-  best: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {
+  best: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {
     (i, 1): (sum(costs[:i]), ()) for i in range(1, n + 1)
   }
   for k in range(2, parts + 1):

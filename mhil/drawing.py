@@ -102,10 +102,18 @@ def after(
   count: int,
   scope: str,
   chunk: int | None,
+  rows: Any = None,
 ) -> tuple[Drawn, tuple[Array, Array]]:
-  """`draw`, and zeros that XLA cannot know before it has read the buffer."""
+  """`draw`, and zeros that XLA cannot know before it has read the buffer.
+
+  Args:
+    layout, buffer, key, count, scope, chunk: of `rehearsal.rehearse`.
+    rows: `[m, ...]` this worker's, or what stands for them; None for those of
+      the buffer.
+  """
   pick_key, deal_key = jax.random.split(key)
-  w, rows, me = layout.workers, buffer.rows[0], lax.axis_index("data")
+  w, me = layout.workers, lax.axis_index("data")
+  rows = buffer.rows[0] if rows is None else rows
   picks = _pick(layout, buffer, pick_key, count, scope)
   if scope == "local" or w == 1:
     mine = me * count + jnp.arange(count)

@@ -75,7 +75,7 @@ def deal(
 
 
 def move(
-  rows: Num[Array, "m ..."],
+  rows: Any,
   slot: Int[Array, "n"],
   plan: Plan,
   chunk: int | None,
@@ -83,7 +83,7 @@ def move(
   """The rows dealt to this worker, and an array that waits for its reads.
 
   Args:
-    rows: this worker's.
+    rows: `[m, ...]` this worker's, or what stands for them.
     slot: `[n]` which of its owner's rows each draw is.
     plan: this worker's.
     chunk: as of `room_for`.

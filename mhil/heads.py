@@ -97,7 +97,7 @@ def update(
     batch: this device's samples, `[b, ...]`.
     step: `[]` global step.
     key: this step's key; head `i` gets `fold_in(key, i)`.
-    objective: turns a batch into a gradient.
+    objective: turns a batch into a gradient; a stage that of its own pieces.
     loss: the cross-entropy; see `losses`.
     optimizer: of unit learning rate.
     rate: `(step, task) -> learning rate`.
@@ -125,10 +125,11 @@ def update(
 
     everything = learn(objective, tuple(part.params))
     if train_heads == "readout":
+      assert isinstance(objective, objectives.Objective)
       last = learn(objectives.readout(objective), ("readout",))
       return lax.cond(head == task.opened - 1, everything, last, part)
-    # Always true, but XLA cannot know: without a conditional it fuses the
-    # step with the update in place and copies the whole bank to do so.
+    # Always true, but XLA cannot know: else it fuses the step with the update
+    # in place and copies the whole bank to do so.
     return lax.cond(head < task.opened, everything, lambda part: part, part)
 
   return visit(
@@ -169,9 +170,8 @@ def visit(
   start = first if train_heads == "new" else jnp.zeros_like(stop)
 
   def one(i, bank):
-    head = i * width + here
-    own = batch.owners == head
-    targets = jnp.where(own, batch.columns, task.valid.shape[-1])
+    head, rest = i * width + here, task.valid.shape[-1]
+    targets = jnp.where(batch.owners == head, batch.columns, rest)
 
     def criterion(logits):
       tables = prior[i], task.valid[i, 0]
@@ -253,8 +253,8 @@ def probe(
 
 def _of_head(bank, head, images, function):
   i = head // lax.axis_size("head")
-  params, stats = jax.tree.map(lambda x: x[i, 0], (bank.params, bank.stats))
-  return function(params, stats, images)
+  own = jax.tree.map(lambda x: x[i, 0], (bank.params, bank.stats))
+  return function(*own, images)
 
 
 def _count(opened, here, width):

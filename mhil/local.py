@@ -31,7 +31,7 @@ InfoPro (Wang et al., ICLR 2021) are settings in `modules.Method`.
 
 import itertools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -77,15 +77,29 @@ def local(cut: modules.Split) -> objectives.Objective:
     return out._replace(side=side)
 
   def features(params, stats, images):
-    run, x = _runner(cut, params, dict(stats), False), Flow(images, {})
-    for j in together:
-      x = _through(cut, j, run, x)
-    return layers.global_mean(x.out)
+    return interfaces(cut)(params, stats, images)[-1]
 
   def predict(params, stats, images):
     return cut.branch.readout(params, features(params, stats, images))
 
   return objectives.Objective("local", init, step, predict, features)
+
+
+def interfaces(cut: modules.Split) -> Callable[..., list[Array]]:
+  """`(params, stats, images) -> [b, f]` of each module: what leaves it, pooled.
+
+  At inference; the last is what the readout sees.
+  """
+
+  def run(params, stats, images):
+    piece, x = _runner(cut, params, dict(stats), False), Flow(images, {})
+    found = []
+    for j in range(len(cut.modules)):
+      x = _through(cut, j, piece, x)
+      found.append(layers.global_mean(x.out))
+    return found
+
+  return run
 
 
 def stages(

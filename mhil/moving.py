@@ -103,6 +103,9 @@ def put(
 def _write(rows, worker, slot, numbers, read, mesh):
   """Rows with those of `numbers` in their slots, some at a time."""
   w, m = rows.shape[:2]
+  if isinstance(rows, np.ndarray):
+    rows[worker, slot] = read(numbers)
+    return rows
   for start in range(0, len(numbers), CHUNK):
     part = slice(start, start + CHUNK)
     new = np.zeros((w, CHUNK, *rows.shape[2:]), rows.dtype)

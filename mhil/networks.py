@@ -255,23 +255,22 @@ def resnet18(
   channels: int = 3,
   width: int = 64,
   *,
+  stem: int = 3,
   dtype: Any = jnp.float32,
   axis: str | None = None,
 ) -> Branch:
-  """Builds ResNet-18 with a 3x3 stem of stride 1 and no pooling behind it.
-
-  Pieces: `stem`, `stage1.block0`, ..., `stage4.block1`, `readout`.
+  """Builds ResNet-18, with a stem for small images or for ImageNet's.
 
   Args:
     outputs: width of the logits, the reference output included.
-    norm: `batch` or `group`.
-    channels: channels of an image.
+    norm, channels: see `resnet_cifar`.
     width: features of the stem and the first stage; each later stage doubles.
+    stem: 3 (3x3), or 7: 7x7 of stride 2, and 2x2 maxima (He et al.: 3x3).
     dtype, axis: see `layers.Numerics`.
   """
   widths = (channels, width, width, 2 * width, 4 * width, 8 * width)
   numerics = Numerics(norm, dtype, axis)
-  return _resnet("resnet18", (2, 2, 2, 2), widths, outputs, numerics)
+  return _resnet("resnet18", (2, 2, 2, 2), widths, outputs, numerics, stem)
 
 
 def _resnet(
@@ -280,6 +279,7 @@ def _resnet(
   widths: Sequence[int],
   outputs: int,
   numerics: Numerics,
+  stem: int = 3,
 ) -> Branch:
   def block(stage: int, i: int) -> Maker:
     inputs = widths[stage] if i == 0 else widths[stage + 1]
@@ -288,9 +288,10 @@ def _resnet(
       inputs, widths[stage + 1], stride, numerics, rngs=rngs
     )
 
+  large: Any = {"k": stem, "stride": 1 + (stem > 3), "pool": stem > 3}
   trunk: dict[str, Maker] = {
     "stem": lambda rngs: layers.ConvLayer(
-      widths[0], widths[1], numerics, rngs=rngs
+      widths[0], widths[1], numerics, **large, rngs=rngs
     )
   }
   for stage, count in enumerate(counts, 1):

@@ -91,7 +91,7 @@ def cosine(rate: float) -> Rate:
 def steps(
   rate: float,
   milestones: Sequence[Number],
-  factor: float = 0.1,
+  factor: float | Sequence[float] = 0.1,
   *,
   epochs: Number = 1,
 ) -> Rate:
@@ -100,7 +100,8 @@ def steps(
   Args:
     rate: learning rate before the first milestone.
     milestones: in the unit of `epochs`, increasing.
-    factor: what a milestone multiplies the rate by.
+    factor: what each milestone multiplies the rate by; or, of each milestone,
+      what share of `rate` is left from there on.
     epochs: length of a task. 1 makes milestones fractions of it:
       `steps(0.1, (100, 120), epochs=170)` is `steps(0.1, (10/17, 12/17))`.
 
@@ -114,9 +115,17 @@ def steps(
       f"{epochs} epochs of a task; move them inside or raise train.epochs"
     )
 
+  if isinstance(factor, Sequence) and len(factor) != len(marks):
+    raise ValueError(
+      f"optimizer.milestones={marks} are {len(marks)}, optimizer.percents "
+      f"{len(factor)}; name one of the latter for each"
+    )
+
   def at(step, steps):
     ends = [jnp.round(steps * (mark / epochs)) for mark in marks]
     passed = sum((step >= end for end in ends), start=jnp.zeros((), int))
+    if isinstance(factor, Sequence):
+      return rate * jnp.array((1.0, *factor))[passed]
     return rate * jnp.power(factor, passed)
 
   return at

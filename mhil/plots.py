@@ -97,6 +97,38 @@ def curves(
   figure.savefig(path)
 
 
+def probes(
+  curves: Mapping[str, Sequence[float]], path: Path, title: str = ""
+) -> None:
+  """Draws what a linear probe finds behind each module of some networks.
+
+  Args:
+    curves: accuracies `[K]` in [0, 1] by the name to show; K may differ.
+    path: file to write.
+    title: heading of the figure.
+  """
+  figure = Figure((7.5, 4), dpi=_DPI, layout="constrained")
+  axes = figure.add_subplot()
+  for i, (name, values) in enumerate(curves.items()):
+    axes.plot(
+      np.arange(len(values)),
+      values,
+      color=OKABE_ITO[i % len(OKABE_ITO)],
+      marker=_MARKERS[i % len(_MARKERS)],
+      lw=1.6,
+      ms=4.5,
+      label=name,
+    )
+  axes.set(xlabel="module", ylabel="accuracy of a linear probe")
+  axes.set_xticks(_task_ticks(max(map(len, curves.values()), default=1)))
+  axes.grid(axis="y", color="0.9", lw=0.6)
+  axes.set_axisbelow(True)
+  axes.spines[["top", "right"]].set_visible(False)
+  _legend_beside(axes)
+  figure.suptitle(title, wrap=True)
+  figure.savefig(path)
+
+
 def _task_ticks(tasks: int) -> np.ndarray:
   # Matplotlib's own locators leave the whole numbers when tasks are few.
   return np.arange(0, tasks, 1 if tasks <= 20 else 5 if tasks <= 100 else 20)

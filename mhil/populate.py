@@ -62,6 +62,32 @@ def store(
       another overwrites unless it knows which comes first, so where to write
       is made to depend on what was read.
   """
+  slot, stored = slots(
+    layout, buffer, offer, key, candidates=candidates, after=after
+  )
+  mine = 0 if after is None else after[0]
+  own = slot[lax.axis_index("data")] + mine
+  return stored._replace(rows=_write(buffer.rows, (0, own), offer.rows))
+
+
+def slots(
+  layout: Layout,
+  buffer: Buffer,
+  offer: Offer,
+  key: Key[Array, ""],
+  *,
+  candidates: int,
+  after: tuple[Int[Array, ""], Int[Array, ""]] | None = None,
+) -> tuple[Int[Array, "w b"], Buffer]:
+  """Where `store` puts each sample, and the buffer but for its rows.
+
+  Args:
+    layout, buffer, offer, key, candidates, after: of `store`; no rows are
+      needed.
+
+  Returns:
+    Slots `[w, b]`, beyond the last for what is not stored; the buffer.
+  """
   worker = jnp.arange(layout.workers)[:, None]
   group = offer.label if layout.policy != "reservoir" else 0 * offer.label
   rank = buffer.rank
@@ -81,20 +107,19 @@ def store(
   outside = layout.slots + jnp.arange(slot.shape[1])[None]
   slot = jnp.where(keep & last, slot, outside)
 
-  def write(x, index, value):
-    return x.at[index].set(value, mode="drop", unique_indices=True)
-
-  mine, table = (0, 0) if after is None else after
-  own = slot[lax.axis_index("data")] + mine
+  table = 0 if after is None else after[1]
   added = jnp.zeros_like(fill).at[worker, group].add(1, mode="drop")
-  return Buffer(
-    write(buffer.rows, (0, own), offer.rows),
-    write(buffer.label, (worker, slot + table), offer.label),
-    write(buffer.number, (worker, slot + table), offer.number),
-    jnp.minimum(fill + added, room),
-    rank,
-    buffer.seen + jnp.sum(offer.counted, axis=1),
+  return slot, buffer._replace(
+    label=_write(buffer.label, (worker, slot + table), offer.label),
+    number=_write(buffer.number, (worker, slot + table), offer.number),
+    fill=jnp.minimum(fill + added, room),
+    rank=rank,
+    seen=buffer.seen + jnp.sum(offer.counted, axis=1),
   )
+
+
+def _write(x, index, value):
+  return x.at[index].set(value, mode="drop", unique_indices=True)
 
 
 def _decide(layout, seen, fill, room, group, key, candidates):

@@ -1,6 +1,7 @@
 """Builds a run: checks its parts, places the data, compiles the programs."""
 
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,14 +18,16 @@ from mhil import (
   plan,
   programs,
   scoring,
+  served,
   sharding,
   stages,
   streams,
   transforms,
 )
 from mhil import data as data_lib
+from mhil import run as run_lib
 from mhil.recipe import Recipe
-from mhil.run import Run, rate_of, read, scalar, start
+from mhil.run import Run, rate_of, scalar, shown, start
 
 
 def build(
@@ -59,7 +62,7 @@ def build(
     None,
     lambda state, done: state,
     lambda bank: bank,
-    read,
+    run_lib.read,
     lambda state: [state.step],
     None,
     jax.jit(fresh),
@@ -111,7 +114,10 @@ def _whole(run: Run) -> Run:
   )
   state, feed = start(run), phases.open_phase(run, run.phases[0])
   lowered = jax.jit(step, donate_argnums=0).lower(
-    state, inputs.batches(run, feed, 0), feed.task, inputs.shapes(run)[0]
+    shown(run, state),
+    inputs.batches(run, feed, 0),
+    feed.task,
+    inputs.shapes(run)[0],
   )
   before = compiling.count()
   compiled = lowered.compile()
@@ -120,7 +126,7 @@ def _whole(run: Run) -> Run:
   reset = jax.jit(heads.each(recipe.optimizer.init, run.mesh))
   optimizer = reset.lower(state.bank.params).compile()
   return run._replace(
-    step=compiled,
+    step=_served(run, compiled),
     reset=lambda bank: bank._replace(opt=optimizer(bank.params)),
     compiles=(compiles, 0),
     programs=(compiled,),
@@ -159,6 +165,15 @@ def check_spread(mesh: Mesh, objective: objectives.Objective) -> None:
       f"mesh.stage={mesh.shape['stage']} would do the same work several times, "
       f"since {objective.name} learning has no parts for it; use mesh.stage=1"
     )
+
+
+def _served(run: Run, step: Any) -> Any:
+  """The step, with the host's part where it holds the memory's rows."""
+  if run.transform.hosted is None:
+    return step
+  images = run.dataset.train_images
+  serve = run.transform.hosted.server(lambda rows: np.asarray(images[rows]))
+  return served.Served(step, serve, run.mesh.shape["data"])
 
 
 def check(

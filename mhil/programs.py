@@ -144,8 +144,7 @@ def beginning(
   """
 
   def begin(step, memory, epoch, task, samples):
-    key = jax.random.fold_in(samples.key, step)
-    images_key, heads_key, memory_key = jax.random.split(key, 3)
+    images_key, heads_key, memory_key = keys(samples.key, step)
     counts = task.counts + transform.expected(memory)
     batch, everyone = take(step, epoch, task, samples, streamed)
     memory, batch = transform.apply(memory, batch, everyone, memory_key)
@@ -154,6 +153,11 @@ def beginning(
     return memory, prior, given, heads_key
 
   return begin
+
+
+def keys(root: jax.Array, step: Any) -> jax.Array:
+  """A step's keys `[3]`: of augmentation, of heads, of the memory."""
+  return jax.random.split(jax.random.fold_in(root, step), 3)
 
 
 def take(
@@ -166,8 +170,8 @@ def take(
   """This device's samples of a step; runs in `shard_map`."""
   order = epoch.order[step - epoch.first_step]
   order = order.reshape(lax.axis_size("data"), -1)
-  number = jnp.where(order < 0, ~order, order)
-  label = samples.labels[number]
+  everyone = known(order, samples.labels, task.balanced)
+  number, label = everyone.number, everyone.label
   me = lax.axis_index("data")
   batch = transforms.Batch(
     samples.images if streamed else samples.images[number[me]],
@@ -176,8 +180,19 @@ def take(
     (order[me] >= 0).astype(jnp.float32),
     number[me],
   )
-  fresh = (order >= 0) & ~task.balanced
-  return batch, transforms.Everyone(label, number, fresh)
+  return batch, everyone
+
+
+def known(order: Any, labels: Any, balanced: Any) -> transforms.Everyone:
+  """What all workers know of a step's samples; of numpy or jax arrays.
+
+  Args:
+    order: `[w, b]` of the epoch; see `Epoch`.
+    labels: `[n]` of the set.
+    balanced: whether no sample is new, as in a balanced pass.
+  """
+  number = order ^ (order >> 31)  # ~order where it is negative.
+  return transforms.Everyone(labels[number], number, (order >= 0) & ~balanced)
 
 
 def inputs_of(

@@ -26,7 +26,6 @@ The paper's: the above, with slots fixed for each class and worker. Ours:
   learnt (`selection="herding"`, iCaRL's).
 """
 
-import os
 from typing import Any, NamedTuple
 
 import jax
@@ -36,12 +35,10 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int, Key
 
 from mhil import buffer as buffer_lib
-from mhil import drawing, exchange, moving, populate, transforms
+from mhil import drawing, exchange, hosted, moving, populate, room, transforms
 from mhil.buffer import Buffer, Layout
 
 P = jax.P
-SCOPES = ("global", "local")
-SELECTIONS = ("stream", "herding")
 
 
 class Memory(NamedTuple):
@@ -72,6 +69,7 @@ def transform(
   policy: str = "balanced",
   selection: str = "stream",
   scope: str = "global",
+  place: str = "device",
 ) -> transforms.Transform:
   """Rehearsal as a batch transform; every number is that of the whole mesh.
 
@@ -88,20 +86,25 @@ def transform(
     selection: `stream` keeps what passes; `herding` the samples nearest to
       their class's mean, once it is learnt.
     scope: see `rehearse`.
+    place: where rows lie, `device` or `host`; see `hosted`.
 
   Raises:
     ValueError: names the configuration's field, its value and the fix.
   """
   workers, classes = mesh.shape["data"], dataset.classes
   layout = buffer_lib.layout(policy, size, classes, workers)
-  check(layout, batch, draws, candidates, selection, scope)
+  room.check(layout, batch, draws, candidates, selection, scope, place)
   images = dataset.train_images
   shape, dtype = tuple(images.shape[1:]), np.dtype(images.dtype)
   row_bytes = int(np.prod(shape)) * dtype.itemsize
-  check_room(layout, row_bytes, available(mesh))
+  room.check_room(layout, row_bytes, room.available(mesh, place), place)
   count, stream = draws // workers, selection == "stream"
   how: dict[str, Any] = {"count": count, "scope": scope}
-  how["chunk"] = exchange.chunk_for(count, layout.slots, workers, row_bytes)
+  how["candidates"] = candidates // workers
+  chunk = exchange.chunk_for(count, layout.slots, workers, row_bytes)
+  on_host = (
+    hosted.rows(mesh, layout, stream, **how) if place == "host" else None
+  )
 
   def init():
     blank = drawing.Drawn(
@@ -118,7 +121,8 @@ def transform(
       )
     )
     offered = jnp.zeros(classes, jnp.int32, device=NamedSharding(mesh, P()))
-    return Memory(buffer_lib.init(layout, shape, dtype, mesh), drawn, offered)
+    buffer = buffer_lib.init(layout, shape, dtype, mesh, place)
+    return Memory(buffer, drawn, offered)
 
   def apply(memory, batch, everyone, key):
     buffer, drawn, offered = memory
@@ -126,9 +130,10 @@ def transform(
     offer = populate.Offer(batch.rows, everyone.label, everyone.number, fresh)
     at = jnp.where(everyone.fresh, everyone.label, classes)
     offered += drawing.tally(at.reshape(-1), classes)
-    buffer, later = rehearse(
-      layout, buffer, offer, key, candidates=candidates // workers, **how
-    )
+    if on_host:
+      buffer, later = hosted.rehearse(layout, buffer, offer, key, **how)
+    else:
+      buffer, later = rehearse(layout, buffer, offer, key, chunk=chunk, **how)
     more = transforms.Batch(
       drawn.rows,
       drawn.label,
@@ -143,7 +148,7 @@ def transform(
       return saved
     old = buffer_lib.layout(policy, size, classes, len(saved.buffer.rows))
     moved = moving.reshard(saved.buffer, old, layout)
-    return saved._replace(buffer=buffer_lib.place(moved, mesh))
+    return saved._replace(buffer=buffer_lib.place(moved, mesh, place))
 
   def keep(memory, orders, read):
     buffer = moving.put(layout, memory.buffer, orders, read, mesh)
@@ -159,77 +164,15 @@ def transform(
     held=lambda memory: held(layout, memory.buffer),
     keep=None if stream else keep,
     refit=refit,
+    hosted=on_host,
     facts={
       "samples": size,
       "bytes": size * row_bytes,
-      "bytes_per_device": layout.slots * row_bytes,
-      "kind": f"{policy}, {selection}, {draws} rows a step, {scope} draws",
+      "bytes_per_device": 0 if on_host else layout.slots * row_bytes,
+      "kind": f"{policy}, {selection}, {draws} rows a step, {scope} draws"
+      + (", rows in the host's memory" if on_host else ""),
     },
   )
-
-
-def check(
-  layout: Layout,
-  batch: int,
-  draws: int,
-  candidates: int,
-  selection: str,
-  scope: str,
-) -> None:
-  """Raises ValueError for numbers that do not fit; see `transform`."""
-  w = layout.workers
-  for field, value, known in (
-    ("memory.scope", scope, SCOPES),
-    ("memory.selection", selection, SELECTIONS),
-  ):
-    if value not in known:
-      raise ValueError(
-        f"{field}={value!r} is not known; use {' or '.join(known)}"
-      )
-  if not 0 <= candidates <= batch:
-    raise ValueError(
-      f"memory.candidates={candidates} are not 0 to {batch}, the new samples "
-      f"of train.batch; use memory.candidates={batch // 4 // w * w}"
-    )
-  if not 1 <= draws <= layout.size:
-    raise ValueError(
-      f"memory.draws={draws} rows are not 1 to {layout.size}, those of "
-      f"memory.size; use memory.draws={max(1, min(draws, layout.size))}"
-    )
-  for name, number in ("draws", draws), ("candidates", candidates):
-    if number % w:
-      raise ValueError(
-        f"memory.{name}={number} does not divide by mesh.data={w}; use "
-        f"{max(1, round(number / w)) * w}"
-      )
-  if selection == "herding" and layout.policy == "reservoir":
-    raise ValueError(
-      "memory.selection=herding keeps the best of each class, which "
-      "memory.policy=reservoir does not know; use memory.policy=balanced"
-    )
-
-
-def check_room(layout: Layout, row_bytes: int, room: int) -> None:
-  """Raises ValueError if a device has less than `room` bytes for its rows."""
-  asked = layout.slots * row_bytes
-  if asked > room:
-    fits = room // row_bytes * layout.workers
-    raise ValueError(
-      f"memory.size={layout.size} rows of {row_bytes:,} bytes ask for "
-      f"{asked:,} bytes on each of {layout.workers} devices along mesh.data, "
-      f"where {room:,} are available; use memory.size={fits} or less, or "
-      f"mesh.data={-(-layout.workers * asked // max(room, 1))} or more"
-    )
-
-
-def available(mesh: Mesh) -> int:
-  """Bytes that a device has free; simulated devices share the host's."""
-  device = mesh.local_mesh.devices.flat[0]
-  stats = device.memory_stats() or {}
-  if "bytes_limit" in stats:
-    return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-  free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-  return free // len(mesh.local_mesh.devices.flat)
 
 
 def rehearse(

@@ -16,62 +16,23 @@ later stage reads it, and the task's tables (`traffic`).
 See `stages` for what a run with stages has to offer.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mhil import bank as bank_lib
 from mhil import (
   compiling,
   heads,
-  inputs,
   objectives,
-  phases,
   plan,
   programs,
   sharding,
+  staged,
   stages,
 )
 from mhil import run as run_lib
-from mhil.bank import Bank
-
-P = jax.P
-
-
-class Flight(NamedTuple):
-  """What a stage must know of the batch that it works on.
-
-  Attributes:
-    step: `[]` global step of the batch.
-    task: of that step.
-    prior: `[l, h, c+1]` the loss's prior correction.
-    batch: without images where no stage from here on reads them.
-    key: data of the step's key; a key itself is not saved.
-  """
-
-  step: Any
-  task: Any
-  prior: Any
-  batch: Any
-  key: Any
-
-
-class Part(NamedTuple):
-  """A stage's share of the state: `bank.side` is an `objectives.Crossing`."""
-
-  bank: Bank
-  flight: Flight
-
-
-CROSSING = P(None, "head", "data")
-_ROWS: Any = bank_lib.SPEC
-SPEC = Part(
-  Bank(_ROWS, _ROWS, _ROWS, CROSSING, _ROWS, _ROWS),
-  Flight(P(), bank_lib.TASK_SPEC, _ROWS, P("data"), P()),
-)
+from mhil.staged import Part
 
 
 def spread(
@@ -95,7 +56,7 @@ def spread(
   """
   check(run, parts)
   meshes = stages.meshes(mesh)
-  fresh = _fresh(run, parts, meshes)
+  fresh = staged.fresh(run, parts, meshes)
   resets = [
     jax.jit(heads.each(run.recipe.optimizer.init, here)) for here in meshes
   ]
@@ -124,19 +85,19 @@ def spread(
     read=read,
     clocks=clocks,
   )
+  lowered = staged.lower(run, parts, meshes)
   before = compiling.count()
-  first, rest = _compile(run, parts, meshes)
+  first, *rest = [each.compile() for each in lowered]
   compiles = compiling.count() - before, 0
-  traffic = [
-    c
-    for program, here in zip((first, *rest), meshes)
-    for c in sharding.collectives(program, here)
-  ]
   run = run._replace(
     step=_step(first, parts[1].images),
     compiles=compiles,
     programs=(first, *rest),
-    traffic=traffic,
+    traffic=[
+      collective
+      for program, here in zip((first, *rest), meshes)
+      for collective in sharding.collectives(program, here)
+    ],
   )
   return run._replace(exchange=_exchange(run, rest, meshes, parts, at_once))
 
@@ -149,140 +110,16 @@ def check(run: run_lib.Run, parts: Sequence[objectives.Stage]) -> None:
       f"loss.name={run.loss.name} asks for the logits of all heads before a "
       f"step, which mesh.stage={count} has after it; use loss.name=dce"
     )
+  if run.transform.hosted is not None:
+    raise ValueError(
+      "memory.place=host serves a step from outside, which the first of "
+      f"mesh.stage={count} does not wait for; use memory.place=device"
+    )
   if run.recipe.train_heads == "readout":
     raise ValueError(
       "train.train_heads=readout trains on features of the whole branch, which "
       f"mesh.stage={count} holds in parts; use train.train_heads=all or new"
     )
-
-
-def _fresh(run, parts, meshes) -> Callable[[Any], tuple[Part, ...]]:
-  """`key on home -> parts`, without optimiser; each knows an empty batch."""
-  flight = _empty_flight(run)
-  l, h = bank_lib.rows(len(run.stream.tasks), run.mesh)
-  b = flight.batch.weight.shape[0]
-
-  def blank(arrives, here):
-    zeros = jax.tree.map(
-      lambda x: jnp.zeros((l, h, b, *x.shape), x.dtype), arrives
-    )
-    return sharding.place(zeros, here, CROSSING)
-
-  leaving = [part.arrives for part in parts[1:]] + [{}]
-  images = [part.images for part in (parts[1], *parts[1:])]
-
-  def fresh(key):
-    banks = stages.split(run.fresh(key), [p.names for p in parts], meshes)
-    return tuple(
-      Part(
-        bank._replace(
-          side=objectives.Crossing(blank(part.arrives, here), blank(out, here))
-        ),
-        stages.send(_without(flight, held), here),
-      )
-      for bank, part, out, held, here in zip(
-        banks, parts, leaving, images, meshes
-      )
-    )
-
-  return fresh
-
-
-def _empty_flight(run) -> Flight:
-  feed = phases.open_phase(run, run.phases[0])
-  given = inputs.batches(run, feed, 0), feed.task, inputs.shapes(run)[0]
-  memory, step = run.transform.init(), run_lib.scalar(0, run.mesh)
-  begin = on_home(run, beginning(run))
-  shapes = jax.eval_shape(begin, step, memory, *given)[1]
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  where = jax.tree.map(
-    lambda spec: jax.NamedSharding(run.mesh, spec), SPEC.flight
-  )
-  return jax.device_put(zeros, where)
-
-
-def _without(flight, images):
-  batch = flight.batch
-  return flight._replace(batch=batch if images else batch._replace(images=None))
-
-
-def _compile(run, parts, meshes):
-  """The program of the first stage, and those of the others."""
-  state, feed = run_lib.start(run), phases.open_phase(run, run.phases[0])
-  given = inputs.batches(run, feed, 0), feed.task, inputs.shapes(run)[0]
-  first, *others = state.bank
-  step = jax.jit(_first(run, parts[0]), donate_argnums=(0, 2))
-  begin = step.lower(first.bank, state.step, state.memory, *given).compile()
-  rest = [
-    jax.jit(_later(run, stage, here), donate_argnums=0).lower(part).compile()
-    for stage, here, part in zip(parts[1:], meshes[1:], others)
-  ]
-  return begin, tuple(rest)
-
-
-def _work(run, stage, bank, flight):
-  return heads.update(
-    bank,
-    flight.task,
-    flight.prior[:, 0],
-    flight.batch,
-    flight.step,
-    jax.random.wrap_key_data(flight.key),
-    objective=stage,
-    loss=run.loss,
-    optimizer=run.recipe.optimizer,
-    rate=run_lib.rate_of(run.recipe),
-    train_heads=run.recipe.train_heads,
-  )
-
-
-def beginning(run: run_lib.Run) -> Callable[..., tuple[Any, Flight]]:
-  """`(step, memory, epoch, task, samples) -> (memory, flight)`."""
-  begin = programs.beginning(
-    run.dataset,
-    run.loss,
-    run.transform,
-    run.recipe.correction,
-    run.recipe.streamed,
-  )
-
-  def local(step, memory, epoch, task, samples):
-    memory, prior, batch, key = begin(step, memory, epoch, task, samples)
-    data = jax.random.key_data(key)
-    return memory, Flight(step, task, prior[:, None], batch, data)
-
-  return local
-
-
-def on_home(run: run_lib.Run, local: Callable[..., Any], bank: Any = ()) -> Any:
-  """Lifts what begins a step; `bank` are the specs of arguments before."""
-  memory = programs.state_spec(run.transform).memory
-  samples = programs.samples_spec(run.recipe.streamed)
-  given = programs.Epoch(P(), P()), bank_lib.TASK_SPEC, samples
-  return jax.shard_map(
-    local,
-    mesh=run.mesh,
-    in_specs=(*bank, P(), memory, *given),
-    out_specs=(*bank, memory, SPEC.flight),
-  )
-
-
-def _first(run, stage):
-  begin = beginning(run)
-
-  def local(bank, step, memory, epoch, task, samples):
-    memory, flight = begin(step, memory, epoch, task, samples)
-    bank = _work(run, stage, bank, flight)
-    return bank, memory, flight
-
-  return on_home(run, local, (SPEC.bank,))
-
-
-def _later(run, stage, here):
-  def local(part):
-    return part._replace(bank=_work(run, stage, part.bank, part.flight))
-
-  return jax.shard_map(local, mesh=here, in_specs=(SPEC,), out_specs=SPEC)
 
 
 def _step(first, images):
@@ -291,7 +128,7 @@ def _step(first, images):
     bank, memory, flight = first(
       part.bank, state.step, state.memory, epoch, task, samples
     )
-    part = Part(bank, _without(flight, images))
+    part = Part(bank, staged.without(flight, images))
     return programs.State(state.step + 1, (part, *rest), memory)
 
   return step
@@ -331,7 +168,7 @@ def _exchange(run, rest, meshes, parts, at_once):
 def _hand_on(before, after, part, here):
   arrived = stages.send(before.bank.side.leaves, here)
   side = after.bank.side._replace(arrived=arrived)
-  flight = stages.send(_without(before.flight, part.images), here)
+  flight = stages.send(staged.without(before.flight, part.images), here)
   return Part(after.bank._replace(side=side), flight)
 
 

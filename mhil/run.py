@@ -136,6 +136,14 @@ def start(run: Run, generation: int = 0) -> programs.State:
   return programs.State(scalar(0, run.mesh), bank, memory)
 
 
+def shown(run: Run, state: programs.State) -> programs.State:
+  """The state as the compiled step takes it."""
+  hosted = run.transform.hosted
+  if hosted is None:
+    return state
+  return state._replace(memory=hosted.shown(state.memory))
+
+
 def refit(run: Run, saved: programs.State, like: programs.State):
   """A state that was saved on another mesh, laid out like `like`."""
   bank = jax.tree.map(bank_lib.deal, saved.bank, like.bank)
@@ -155,13 +163,18 @@ def training(run: Run, t: int) -> tuple[int, ...]:
   return (t,) if run.recipe.train_heads == "new" else tuple(range(t + 1))
 
 
-@jax.jit
 def read(state: programs.State):
   """The state with cleared losses, and copies of losses and bad steps."""
-  bank = state.bank
+  loss, bad = state.bank.loss, state.bank.bad_step
+  clear, loss, bad = _read(loss, bad)
+  bank = state.bank._replace(loss=clear)
+  return state._replace(bank=bank), loss, bad
+
+
+@jax.jit
+def _read(loss, bad):
   # Not zeros_like: under jax 0.12 that forgets how `loss` lies on the mesh.
-  clear = bank._replace(loss=jnp.where(True, 0.0, bank.loss))
-  return state._replace(bank=clear), bank.loss, bank.bad_step + 0
+  return jnp.where(True, 0.0, loss), loss + 0, bad + 0
 
 
 def scalar(x, mesh: Mesh) -> jax.Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mhil import bank as bank_lib
-from mhil import coupling, heads, manual, objectives, relay
+from mhil import coupling, heads, manual, objectives, staged
 from mhil import run as run_lib
 from mhil.chain import Chain
 from mhil.guessing import Guess, Guesser
@@ -20,7 +20,7 @@ from mhil.guessing import Guess, Guesser
 P = jax.P
 _ROWS, _SAMPLES = bank_lib.SPEC, P(None, "head", "data")
 _BANK: Any = _ROWS
-_FLIGHT = relay.SPEC.flight
+_FLIGHT = staged.SPEC.flight
 
 
 def programs(
@@ -37,7 +37,7 @@ def programs(
     meshes: of each stage; the first is home.
     chain, guesser, method: of `layer_parallel.layer_parallel`.
   """
-  begin = relay.on_home(run, relay.beginning(run))
+  begin = staged.on_home(run, staged.beginning(run))
   made: dict[Any, Any] = {("begin", 0): (begin, (1,))}
   for k, here in enumerate(meshes):
     for final in (False, True):

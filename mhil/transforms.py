@@ -49,6 +49,21 @@ class Everyone(NamedTuple):
   fresh: Any
 
 
+class Hosted(NamedTuple):
+  """What the host does for a memory whose rows it holds.
+
+  Attributes:
+    shown: `state -> state` as a step takes it, for its shapes.
+    server: `read -> serve`, of a run; `read` is `numbers -> rows` of the
+      training set, and `serve` is `(state, Everyone, key) -> (state, done)`:
+      the state that a step gets, and what makes of the state that it returns
+      the next one. `Everyone` and key lie on the host.
+  """
+
+  shown: Callable[[Tree], Tree]
+  server: Callable[[Callable], Callable]
+
+
 class Transform(NamedTuple):
   """A memory that changes every mini-batch.
 
@@ -66,6 +81,7 @@ class Transform(NamedTuple):
       for a memory that keeps what passes.
     refit: `(saved, like) -> state`: a state saved on another mesh.
     facts: what it can hold, where and how; JSON-safe.
+    hosted: the host's part in a step; None if there is none.
   """
 
   added: int
@@ -78,6 +94,7 @@ class Transform(NamedTuple):
   keep: Callable[[Tree, Mapping[int, Numbers], Callable], Tree] | None
   refit: Callable[[Tree, Tree], Tree]
   facts: dict[str, Any]
+  hosted: Hosted | None = None
 
 
 def none(classes: int) -> Transform:

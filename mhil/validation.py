@@ -4,7 +4,10 @@ from typing import Any
 
 from mhil import config as config_lib
 
-RESNETS = tuple(f"resnet{depth}" for depth in (8, 14, 20, 32, 110, 18))
+RESNETS = (
+  *(f"resnet{depth}" for depth in (8, 14, 20, 32, 110, 18)),
+  "resnet18_imagenet",
+)
 CHOICES = {
   "network.name": ("mlp", "convnet", *RESNETS),
   "network.dtype": ("float32", "bfloat16"),
@@ -25,6 +28,7 @@ CHOICES = {
   "memory.policy": ("balanced", "per_class", "reservoir"),
   "memory.selection": ("stream", "herding"),
   "memory.scope": ("global", "local"),
+  "memory.place": ("device", "host"),
   "train.train_heads": ("all", "readout", "new"),
 }
 # What can be cut along mesh.stage.

@@ -49,5 +49,16 @@ def test_a_whole_step():
   assert f"costs {100 * (most - 1):.1f} %" in table.reading[0]
 
 
+@pytest.mark.slow
+def test_the_part_for_accelerators(tmp_path):
+  where = tmp_path / "trace"
+  tiny = Setup(8, b=4, c=1, r=2)
+  table = bench_rehearsal.overlap(tiny, 200, 3, str(where))
+  assert list(where.rglob("*.xplane.pb"))
+  (row,) = table.rows
+  assert row["plain"] > 0 < row["ours"] and str(where) in table.note
+  assert bench_rehearsal.overlap().rows == []
+
+
 def test_suite():
   assert benchmark.SUITES["rehearsal"].devices == 8

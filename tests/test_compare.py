@@ -7,6 +7,7 @@ import pytest
 
 from experiments import cli, compare, suites
 from tests import program
+from tests.test_plots import check_picture
 
 ROWS = {
   f"{name}: {row.label}": row
@@ -88,6 +89,7 @@ def test_a_table_holds_every_run_and_names_no_place(tmp_path):
     "first",
     "second",
   ]
+  assert check_picture(tmp_path / "table.png").any()
   rows = list(csv.DictReader(numbers.splitlines()))
   assert [(row["row"], row["seed"]) for row in rows] == [
     (label, seed) for label in ("first", "second") for seed in "01"

@@ -214,6 +214,8 @@ def test_every_convolution_of_the_gradient_has_the_fast_layout():
     (networks.resnet_cifar(32, 10), 466_906),
     (networks.resnet_cifar(110, 10), 1_730_714),
     (networks.resnet18(10), 11_173_962),
+    # torchvision's ResNet-18: 11,689,512 with 1000 outputs.
+    (networks.resnet18(1000, stem=7), 11_689_512),
     # 9 d f + 2 f for a layer, and 128 x 11 + 11.
     (networks.convnet((32, 32, 3), 11), 928 + 18_560 + 73_984 + 1_419),
     (networks.mlp(64, 11, (32, 16)), 65 * 32 + 33 * 16 + 17 * 11),

@@ -207,6 +207,14 @@ class TestRates:
     np.testing.assert_allclose(got, want, rtol=1e-6)
     assert at(optimizers.steps(0.8, ()), 3, 8) == np.float32(0.8)
 
+  def test_a_share_of_each_milestone(self):
+    rate = optimizers.steps(0.8, (21, 26, 28), (0.5, 0.05, 0.01), epochs=30)
+    found = [at(rate, step, 60) for step in (0, 41, 42, 51, 52, 55, 56, 59)]
+    shares = [1, 1, 0.5, 0.5, 0.05, 0.05, 0.01, 0.01]
+    np.testing.assert_allclose(found, 0.8 * np.array(shares), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"are 2, optimizer\.percents 1; name"):
+      optimizers.steps(0.8, (1, 2), (0.5,), epochs=3)
+
   @pytest.mark.parametrize(
     "marks", [(120, 100), (100, 100), (0, 100), (100, 170), (-1,), (100, 200)]
   )

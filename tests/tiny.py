@@ -31,6 +31,7 @@ class Memory(NamedTuple):
   policy: str = "balanced"
   selection: str = "stream"
   scope: str = "global"
+  place: str = "device"
 
 
 MEMORY = Memory()
