@@ -2,8 +2,8 @@
 
   python -m experiments.train --config.data.folder=DIR \
     --config=configs/layer_parallel_cifar10_resnet.py \
-    --config.layer_parallel.stages=4 --config.layer_parallel.corrections=7 \
-    --config.mesh.stage=4
+    --config.layer_parallel.stages=4 --config.layer_parallel.sweeps=3 \
+    --config.layer_parallel.corrections=4 --config.mesh.stage=4
 
 DIR holds the TFDS set `cifar10`, prepared. `mesh.stage` is 1, or a device for
 each stage. Sized for one GPU a stage. NOT MEASURED YET: no accuracy and no time
@@ -21,7 +21,7 @@ def get_config() -> config.Config:
     loss=config.Loss(reference="none"),
     objective=config.Objective(name="layer_parallel"),
     layer_parallel=config.LayerParallel(
-      stages=2, corrections=3, beta=30.0, eta=1 / 30, rate=5.0
+      stages=2, sweeps=1, corrections=2, beta=30.0, eta=1 / 30, rate=5.0
     ),
     memory=config.Memory(size=0),
     optimizer=config.Optimizer(

@@ -18,7 +18,7 @@ def get_config() -> config.Config:
     loss=config.Loss(reference="none"),
     objective=config.Objective(name="layer_parallel"),
     layer_parallel=config.LayerParallel(
-      stages=3, corrections=5, beta=2.0, eta=0.5, rate=5.0
+      stages=3, sweeps=2, corrections=3, beta=2.0, eta=0.5, rate=5.0
     ),
     memory=config.Memory(size=0),
     optimizer=config.Optimizer(name="sgd", learning_rate=0.05),

@@ -32,6 +32,7 @@ def make(
     corrections=o.corrections,
     correction=o.correction,
     serial_every=o.serial_every,
+    sweeps=o.sweeps,
   )
   guesser = make_guesser(o, stages, dataset)
   objective = layer_parallel.layer_parallel(stages, guesser, method)

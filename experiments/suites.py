@@ -121,13 +121,17 @@ READOUT = [
     **LAGRANGIAN,
     multipliers="sample",
   ),
-  _READOUT("states by sample, no network", states="sample"),
   _READOUT("hybrid: every 4th step serial", serial_every=4),
-  _READOUT("correction off (control)", correction="off"),
-  _READOUT("no credit (control)", correction="no_credit"),
   _READOUT(
     "hybrid, correction off (control)", serial_every=4, correction="off"
   ),
+  _READOUT("correction off (control)", correction="off"),
+  _READOUT("no credit (control)", correction="no_credit"),
+  _READOUT("penalty, beta 2, eta 1/2, 4 corrections", **FRESH, corrections=4),
+]
+# Steps between the penalty and four corrections, and what was no step.
+LADDER = [
+  _READOUT("states by sample, no network", states="sample"),
   _READOUT("penalty, networks of 30 %", cost=0.3),
   _READOUT("penalty, networks of 100 %", cost=1.0),
   Row(
@@ -137,15 +141,10 @@ READOUT = [
   ),
   _READOUT("penalty, beta 2, eta 1/2", **FRESH),
   *(
-    _READOUT(f"the same, {n} corrections", **FRESH, corrections=n)
-    for n in (2, 3, 4)
-  ),
-  Row(
-    "the same, 4 corrections, three times the steps",
-    "layer_parallel_readout",
-    {"train.epochs": 90}
-    | {f"layer_parallel.{k}": v for k, v in FRESH.items()}
-    | {"layer_parallel.corrections": 4},
+    _READOUT(
+      f"penalty, beta 2, eta 1/2, {n} corrections", **FRESH, corrections=n
+    )
+    for n in (2, 3)
   ),
 ]
 _FASHION = functools.partial(_layers, config="layer_parallel_fashion")
@@ -156,9 +155,15 @@ FASHION = [
     "layer_parallel_fashion",
     {"objective.name": "end_to_end", "layer_parallel.stages": 1},
   ),
+  _FASHION("2 stages, 3 corrections", stages=2, corrections=3),
   *(
-    _FASHION(f"{k} stages, {2 * k - 1} corrections", stages=k, corrections=n)
-    for k, n in ((2, 3), (3, 5), (4, 7))
+    _FASHION(
+      f"{k} stages, {k - 1} sweeps, {k} corrections",
+      stages=k,
+      sweeps=k - 1,
+      corrections=k,
+    )
+    for k in (3, 4)
   ),
   *(
     _FASHION(
@@ -169,28 +174,21 @@ FASHION = [
     )
     for k in (2, 3, 4)
   ),
+  _FASHION(
+    "4 stages, 1 sweep, 2 corrections", stages=4, sweeps=1, corrections=2
+  ),
   *(
     _FASHION(f"{k} stages, 1 correction, soft", stages=k, **SOFT)
-    for k in (2, 3, 4)
+    for k in (4, 2)
   ),
-  _FASHION(
-    "4 stages, 1 correction, soft, every 4th step serial",
-    stages=4,
-    **SOFT,
-    serial_every=4,
-  ),
-  _FASHION(
-    "4 stages, correction off, every 4th step serial (control)",
-    stages=4,
-    **SOFT,
-    serial_every=4,
-    correction="off",
-  ),
-  _FASHION("4 stages, 4 corrections", stages=4, corrections=4),
 ]
 # Suites of layer-parallel training: a second table says what it costs, and
 # what its guesses are worth.
-LAYERS = ("layer_parallel_readout", "layer_parallel_fashion")
+LAYERS = (
+  "layer_parallel_readout",
+  "layer_parallel_ladder",
+  "layer_parallel_fashion",
+)
 # Suites whose rows are other networks: a second table says what they cost.
 COSTS = ("local_fashion",)
 
@@ -253,6 +251,7 @@ SUITES: dict[str, list[Row]] = {
   "local_fashion": LOCAL,
   "layer_parallel_fashion": FASHION,
   "layer_parallel_readout": READOUT,
+  "layer_parallel_ladder": LADDER,
   "rehearsal_fashion_4": _rehearsal("rehearsal_fashion_4", 12_000),
   "cifar10_5x2": [
     make("cifar10_5x2") for make in (_learned, _ce, _none, _fine_tuning)

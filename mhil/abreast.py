@@ -143,20 +143,25 @@ def check(
 
 
 def exchanged(
-  chain: Chain, batch: int, corrections: int = 1, multipliers: bool = False
+  chain: Chain,
+  batch: int,
+  corrections: int = 1,
+  multipliers: bool = False,
+  sweeps: int = 0,
 ) -> list[int]:
   """Bytes that each interface exchanges in a step, both directions, one head.
 
   A correction moves the state down and what the stage below made up; the
-  multiplier goes down once.
+  multiplier goes down once; a sweep moves what was made up.
 
   Args:
     chain: whose interfaces.
     batch: samples of a device.
     corrections: in a step.
     multipliers: whether there are any.
+    sweeps: in a step.
   """
-  copies = 2 * corrections + multipliers
+  copies = 2 * corrections + multipliers + sweeps
   return [4 * batch * copies * math.prod(s) for s in chain.shapes[1:]]
 
 
@@ -234,6 +239,12 @@ def _take(call, banks, flights, meshes, method) -> Banks:
   states = [None, *(state for state, _ in guesses)]
   multipliers = [None, *(multiplier for _, multiplier in guesses)]
   pulls, learnt = down(multipliers), list(multipliers)
+  for _ in range(method.sweeps):
+    made = [
+      call(("sweep", k), trunks[k], flights[k], states[k])
+      for k in range(count - 1)
+    ]
+    states = [None, *(stages.send(made[k - 1], meshes[k]) for k in above)]
   for correction in range(method.corrections):
     kind = "run" if correction == method.corrections - 1 else "look"
     targets, made = down(states), []

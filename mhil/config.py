@@ -110,8 +110,9 @@ class LayerParallel:
   So many `stages` of about equal cost, or `cuts`: the numbers of the pieces,
   from 1, at which a stage begins. `method` is `penalty` or `lagrangian`;
   `states` come from a `network` or are kept by `sample`, and so are the
-  `multipliers`. `beta`, `eta`, `corrections`, `serial_every` and `correction`
-  (`full`, or as controls `no_credit` and `off`): see `layer_parallel.Method`.
+  `multipliers`. `beta`, `eta`, `sweeps`, `corrections`, `serial_every` and
+  `correction` (`full`, or as controls `no_credit` and `off`): see
+  `coupling.Method`.
   Auxiliary networks of `depth` hidden layers cost this share of the branch's
   multiply-adds, and their gradients are multiplied by `rate`.
   """
@@ -123,6 +124,7 @@ class LayerParallel:
   multipliers: str = "network"
   beta: float = 1.0
   eta: float = 1.0
+  sweeps: int = 0
   corrections: int = 1
   correction: str = "full"
   serial_every: int = 0

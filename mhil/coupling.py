@@ -25,6 +25,8 @@ class Method(NamedTuple):
     eta: size of a correction; 1 / beta replaces a state by what its stage
       below made of its own, less `p / beta`.
     corrections: in a step; each costs a pass through all stages.
+    sweeps: passes before those, forwards only, that replace each state by what
+      the stage below made of its own; K - 1 of them make all states true.
     correction: `full`, `no_credit` (without `p`) or `off`; the two controls.
     serial_every: every so many steps one is back-propagation; 0: none.
   """
@@ -34,6 +36,7 @@ class Method(NamedTuple):
   corrections: int = 1
   correction: str = "full"
   serial_every: int = 0
+  sweeps: int = 0
 
 
 class Pass(NamedTuple):

@@ -126,7 +126,11 @@ def facts(
     "aux_multiply_adds": list(costs),
     "aux_share": sum(costs) / sum(chain.costs),
     "counted_speedup": counted_speedup(
-      chain.costs, costs, method.corrections, method.serial_every
+      chain.costs,
+      costs,
+      method.corrections,
+      method.serial_every,
+      method.sweeps,
     ),
   }
 
@@ -136,6 +140,7 @@ def counted_speedup(
   aux: Sequence[int],
   corrections: int = 1,
   serial_every: int = 0,
+  sweeps: int = 0,
 ) -> float:
   """How much sooner a step ends with a device a stage, by multiply-adds alone.
 
@@ -148,10 +153,11 @@ def counted_speedup(
     aux: of each auxiliary network, forwards.
     corrections: passes through all stages in a step.
     serial_every: one step of so many is serial, unless 0.
+    sweeps: passes forwards alone, before the others.
   """
   beside = [0, *aux] if aux else [0] * len(stages)
   longest = max(
-    (3 + 2 * (corrections - 1) * (k > 0)) * stage + 3 * beside[k]
+    (3 + sweeps + 2 * (corrections - 1) * (k > 0)) * stage + 3 * beside[k]
     for k, stage in enumerate(stages)
   )
   serial = 1 / serial_every if serial_every else 0
@@ -179,6 +185,12 @@ def parallel(
   last = len(chain.stages) - 1
   of_each = partial(coupling.each_of, weight=batch.weight)
   states = guess.states
+  for _ in range(method.sweeps):
+    inputs = [batch.images, *states]
+    states = [
+      chain.run(k, params, stats, inputs[k], True)[0].astype(jnp.float32)
+      for k in range(last)
+    ]
   for correction in range(method.corrections):
     weights = correction == method.corrections - 1
     inputs = [batch.images, *states]

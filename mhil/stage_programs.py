@@ -40,6 +40,8 @@ def programs(
   begin = staged.on_home(run, staged.beginning(run))
   made: dict[Any, Any] = {("begin", 0): (begin, (1,))}
   for k, here in enumerate(meshes):
+    if k < len(meshes) - 1:
+      made["sweep", k] = _sweep(run, chain, k, here), ()
     for final in (False, True):
       function = _run(run, chain, k, method, final, here)
       made["run" if final else "look", k] = function, (0,)
@@ -67,6 +69,26 @@ def _guess(run, guesser, shape, here):
 
   return jax.shard_map(
     local, mesh=here, in_specs=(_ROWS, _FLIGHT), out_specs=_SAMPLES
+  )
+
+
+def _sweep(run, chain, k, here):
+  def local(trunk, flight, state):
+    def one(part, head, criterion):
+      params, stats, state, _ = part
+      x = state if k else flight.batch.images
+      value, _ = chain.run(k, params, stats, x, True)
+      return params, stats, state, value.astype(jnp.float32)
+
+    blank = _blank(trunk, flight, chain.shapes[k + 1])
+    bank = trunk.params, trunk.stats, state, blank
+    return _visit(run, bank, flight, one)[-1]
+
+  return jax.shard_map(
+    local,
+    mesh=here,
+    in_specs=(_BANK, _FLIGHT, _SAMPLES),
+    out_specs=_SAMPLES,
   )
 
 

@@ -62,6 +62,7 @@ RANGE: dict[str, tuple[float, float]] = {
   "layer_parallel.stages": (1, INF),
   "layer_parallel.beta": (0, INF),
   "layer_parallel.eta": (0, INF),
+  "layer_parallel.sweeps": (0, INF),
   "layer_parallel.corrections": (1, INF),
   "layer_parallel.serial_every": (0, INF),
   "layer_parallel.cost": (0, 1),

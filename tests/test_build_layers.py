@@ -140,7 +140,9 @@ def test_a_run_without_guesses_has_no_line():
   assert not layers_table.lines({"end to end": [metrics]})[-1].startswith("| e")
 
 
-@pytest.mark.parametrize("suite", suites.LAYERS)
+@pytest.mark.parametrize(
+  "suite", ["layer_parallel_readout", "layer_parallel_fashion"]
+)
 def test_suites_have_their_controls(suite):
   rows = suites.SUITES[suite]
   assert rows[0].overrides["objective.name"] == "end_to_end"
