@@ -215,13 +215,13 @@ def tested(
     )
   if statistics == "collected":
 
-    def settle(params, stats, images):
+    def collect(params, stats, images):
       # From zero, a training step leaves a tenth of the batch's statistics.
       blank = jax.tree.map(jnp.zeros_like, stats)
       moved = branch.apply(params, blank, images, True)[1]
       return jax.tree.map(lambda x: 10 * x, moved)
 
-    return objective._replace(settle=settle)
+    return objective._replace(collect=collect)
   return objective
 
 
