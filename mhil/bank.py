@@ -123,7 +123,7 @@ def place(tree: Tree, mesh: Mesh) -> Tree:
   return jax.device_put(tree, NamedSharding(mesh, SPEC))
 
 
-def deal(saved: jax.Array, like: jax.Array) -> jax.Array:
+def deal(saved: jax.Array | np.ndarray, like: jax.Array) -> Any:
   """Rows of `[l, h, ...]` in another `[l', h', ...]`; new ones stay `like`.
 
   Where the shapes are equal, nothing is moved.
