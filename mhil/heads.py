@@ -12,9 +12,8 @@ Mesh axis: `head`; samples may be cut over `data`. Collectives in a step:
 none over `head` with D-CE; over `data` the gradients of the device's heads.
 
 What is ours: the loop over the open heads of a device. The paper's abstract
-has one head a node. Here head `i` is entry `divmod(i, h)` of arrays
-`[l, h, ...]`: dealt in turn, so that a young stream already uses every
-device. The loop's bound is dynamic: one compiled program serves any number of
+has one head a node. Here head `i` is entry `divmod(i, h)` of arrays `[l, h,
+...]`: dealt in turn, so that a young stream already uses every device. The loop's bound is dynamic: one compiled program serves any number of
 open heads, a closed head costs nothing, and temporary memory is that of one
 head, its state included. This is legal because D-CE is separable.
 """
@@ -107,8 +106,7 @@ def update(
     train_heads: `all`, `readout` (old heads train their last layer) or `new`
       (old heads are frozen and, with D-CE, not even evaluated).
   """
-  stop = _count(task.opened, lax.axis_index("head"), lax.axis_size("head"))
-  shared = _share(bank, task, prior, batch, stop, objective, loss)
+  shared = _share(bank, task, prior, batch, objective, loss, train_heads)
   scale = rate(step, task)
 
   def train(part, head, criterion):
@@ -215,8 +213,7 @@ def scores(
   No collective: the caller gathers `c` floats a head and sample. Closed
   heads and padded classes score `losses.MASKED`.
   """
-  stop = _count(task.opened, lax.axis_index("head"), lax.axis_size("head"))
-  logits = _forward(bank, images, stop, objective, task.valid.shape[-1] + 1)
+  logits = _forward(bank, task, images, lambda _, *x: objective.predict(*x))
   valid = task.valid[:, 0]
   return jnp.moveaxis(jax.vmap(loss.scores)(logits, valid), 0, 1)[:, :, None]
 
@@ -257,25 +254,35 @@ def _count(opened, here, width):
   return (opened - here + width - 1) // width
 
 
-def _forward(bank, images, stop, objective, outputs):
+def _forward(bank, task, images, run):
   """Logits `[l, b, c+1]` of this device's open heads; zero for closed."""
-  held = bank.loss.shape[0]
+  here, width = lax.axis_index("head"), lax.axis_size("head")
 
   def one(i, logits):
     params, stats = jax.tree.map(lambda x: x[i, 0], (bank.params, bank.stats))
-    return logits.at[i].set(objective.predict(params, stats, images))
+    return logits.at[i].set(run(i * width + here, params, stats, images))
 
-  blank = jnp.zeros((held, images.shape[0], outputs))
+  shape = bank.loss.shape[0], images.shape[0], task.valid.shape[-1] + 1
+  blank = jnp.zeros(shape)
   blank = manual.vary(blank, "head", *manual.varying(images))
+  stop = _count(task.opened, here, width)
   return lax.fori_loop(0, stop, one, blank)
 
 
-def _share(bank, task, prior, batch, stop, objective, loss):
+def _share(bank, task, prior, batch, objective, loss, train_heads):
   """What the heads tell each other before a step; None for D-CE."""
   if loss.share is None:
     return None
-  outputs = task.valid.shape[-1] + 1
-  logits = _forward(bank, batch.images, stop, objective, outputs)
+
+  def run(head, *given):
+    # Of each head the logits on which it learns, or at which it stays.
+    learns = objective.trained or objective.predict
+    if train_heads == "all":
+      return learns(*given)
+    newest = head == task.opened - 1
+    return lax.cond(newest, learns, objective.predict, *given)
+
+  logits = _forward(bank, task, batch.images, run)
   return loss.share(logits, prior, task.valid[:, 0], "head")
 
 

@@ -88,6 +88,8 @@ class Objective(NamedTuple):
     step: `(params, stats, side, batch, criterion, key) -> Step`.
     predict: `(params, stats, images) -> logits [b, c+1]`, at inference.
     features: `(params, stats, images) -> [b, f]`, before the last layer.
+    trained: as `predict`, the logits that `step` hands to the criterion, where
+      they are others: batch norm by the statistics of the batch.
     collect: `(params, stats, images) -> stats`: normalisation statistics of
       these images for a test; None where those of training serve.
     spread: `(run, mesh) -> run`, how its parts lie along `stage`; see
@@ -105,6 +107,7 @@ class Objective(NamedTuple):
   step: Callable[..., Step]
   predict: Callable[[Tree, Tree, Array], Float[Array, "b k"]]
   features: Callable[[Tree, Tree, Array], Float[Array, "b f"]]
+  trained: Callable[[Tree, Tree, Array], Float[Array, "b k"]] | None = None
   collect: Callable[[Tree, Tree, Array], Tree] | None = None
   spread: Callable[..., Any] | None = None
   settle: Callable[[Tree, Tree, Array], Tree] | None = None
@@ -136,7 +139,10 @@ def end_to_end(branch: networks.Branch) -> Objective:
   def features(params, stats, images):
     return branch.features(params, stats, images, False)[0]
 
-  return Objective("end_to_end", init, step, predict, features)
+  def trained(params, stats, images):
+    return branch.apply(params, stats, images, True)[0]
+
+  return Objective("end_to_end", init, step, predict, features, trained)
 
 
 def settling(objective: Objective) -> Objective:

@@ -1,4 +1,7 @@
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -7,6 +10,7 @@ from mhil import (
   compiling,
   inputs,
   losses,
+  networks,
   optimizers,
   phases,
   programs,
@@ -288,6 +292,48 @@ class TestOpenAndClosed:
 
 
 class TestCoupled:
+  @pytest.mark.parametrize("norm", ["none", "batch"])
+  @pytest.mark.parametrize(
+    "loss", [losses.ce(), losses.distributed_ce()], ids=lambda loss: loss.name
+  )
+  def test_a_step_is_that_of_cross_entropy_over_all_classes(self, loss, norm):
+    recipe = EVERY["recipe"]._replace(
+      optimizer=optimizers.sgd(0.0),
+      rate=optimizers.constant(0.5),
+      correction=False,
+    )
+    settings = EVERY | {"recipe": recipe}
+    run = tiny.build(head=3, loss=loss, norm=norm, **settings)
+    before, feed = run_lib.start(run), tiny.feed(run, 2)
+    heads = [
+      jax.tree.map(lambda x, i=i: jnp.array(np.asarray(x)[0, i]), before.bank)
+      for i in range(3)
+    ]
+    row = np.asarray(inputs.batches(run, feed, 0).order)[0]
+    set_ = run.dataset
+    x = (set_.train_images[row] / 255.0 - 0.5) / 0.25
+    label = set_.train_labels[row]
+    column = 2 * run.stream.head_of[label] + run.stream.column_of[label]
+    branch = networks.mlp(4, 3, hidden=(8,), norm=norm)
+
+    def joint(params):
+      logits = [
+        branch.apply(p, h.stats, jnp.asarray(x, jnp.float32), True)[0][:, :2]
+        for p, h in zip(params, heads)
+      ]
+      table = jax.nn.log_softmax(jnp.concatenate(logits, 1))
+      return -jnp.mean(table[jnp.arange(len(x)), column])
+
+    grads = jax.jit(jax.grad(joint))([h.params for h in heads])
+    after = tiny.steps(run, before, 2, 1).bank.params
+    for i, (h, g) in enumerate(zip(heads, grads)):
+      want = jax.tree.map(lambda p, g: p - 0.5 * g, h.params, g)
+      got = jax.tree.map(lambda x, i=i: np.asarray(x)[0, i], after)
+      # Sums of 8 samples in another order.
+      jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=1e-6), got, want
+      )
+
   def test_distributed_ce_trains_like_ce(self):
     ends = []
     for loss in (losses.ce(), losses.distributed_ce()):

@@ -370,7 +370,7 @@ class TestCheck:
       ({"candidates": -4}, r"memory\.candidates=-4 are not 0 to 28"),
       ({"candidates": 6}, r"memory\.candidates=6 .*mesh\.data=4; use 8"),
       ({"draws": 44}, r"memory\.draws=44 rows.*1 to 40.*memory\.draws=40"),
-      ({"draws": 0}, r"memory\.draws=0 rows.*use memory\.draws=1"),
+      ({"draws": 0}, r"memory\.draws=0 rows.*use memory\.draws=4"),
       ({"draws": 7}, r"memory\.draws=7 .*mesh\.data=4; use 8"),
       ({"draws": 39, "size": 39}, r"memory\.draws=39 .*; use 36"),
       ({"draws": 43, "size": 39}, r"memory\.draws=43 .*use memory\.draws=36"),
