@@ -26,13 +26,13 @@ from experiments import (
   bench_rehearsal,
   bench_resnet,
   bench_stages,
+  bench_subnets,
   cli,
   measure,
   workdir,
 )
 from mhil import facts, sharding
 
-# Later: subnets.
 SUITES = {
   "heads": bench_heads.SUITE,
   "layers": bench_layers.SUITE,
@@ -40,6 +40,7 @@ SUITES = {
   "pipeline": bench_pipeline.SUITE,
   "rehearsal": bench_rehearsal.SUITE,
   "resnet": bench_resnet.SUITE,
+  "subnets": bench_subnets.SUITE,
   "stages": bench_stages.SUITE,
 }
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import optax
 from jax.sharding import Mesh
 
-from experiments import build_layers
+from experiments import build_layers, build_subnets
 from mhil import config as config_lib
 from mhil import (
   cuts,
@@ -19,6 +19,7 @@ from mhil import (
   networks,
   objectives,
   optimizers,
+  partitions,
   prepare,
   rehearsal,
   relay,
@@ -44,6 +45,7 @@ class Parts(NamedTuple):
   loss: losses.Loss
   recipe: Recipe
   transform: transforms.Transform
+  partition: partitions.Partition
 
 
 def parts(config: config_lib.Config) -> Parts:
@@ -72,8 +74,15 @@ def parts(config: config_lib.Config) -> Parts:
   branch = make_branch(config.network, dataset, stream.head_width + 1)
   branch = frozen.frozen(branch, config.network.reads)
   objective = make_objective(config, branch, dataset)
+  partition = partitions.NONE
+  if config.mesh.subnet > 1:
+    outputs = stream.head_width + 1
+    make = functools.partial(make_branch, dataset=dataset, outputs=outputs)
+    objective, partition = build_subnets.parted(config, branch, make)
+  prepare.check_parts(mesh, recipe, transform, partition)
   loss = make_loss(config.loss)
-  return Parts(mesh, stream, dataset, objective, loss, recipe, transform)
+  lot = mesh, stream, dataset, objective, loss, recipe, transform
+  return Parts(*lot, partition)
 
 
 def devices(mesh: config_lib.Mesh) -> int:
@@ -113,15 +122,18 @@ def make_branch(
   how: dict[str, Any] = {"norm": network.norm, "dtype": network.dtype}
   how["axis"] = "data"
   if network.name == "mlp":
+    how["output_norm"] = network.output_norm
     return networks.mlp(math.prod(shape), outputs, network.widths, **how)
   if network.name == "convnet":
     return networks.convnet(shape, outputs, network.widths, **how)
   if network.name.startswith("resnet18"):
     how["stem"] = 7 if network.name == "resnet18_imagenet" else 3
     return networks.resnet18(outputs, channels=shape[-1], **how)
-  depth = int(network.name.removeprefix("resnet"))
-  if depth == 8:  # for two CPU cores: half as wide, too
-    how["widths"] = (8, 8, 16, 32)
+  depth: Any = network.blocks
+  if network.name == "resnet":
+    how["widths"] = network.widths
+  else:
+    depth = int(network.name.removeprefix("resnet"))
   return networks.resnet_cifar(depth, outputs, channels=shape[-1], **how)
 
 

@@ -9,21 +9,18 @@ where rows differ in a number that is scanned. A run that is done is not run
 again, so an interrupted comparison goes on where it was.
 """
 
-import csv
 import datetime
 import importlib.metadata
 import json
 import pathlib
 import re
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from absl import flags
 
-from experiments import build, cli, layers_table, suites, train, workdir
-from mhil import comparison, sharding, validation
+from experiments import build, cli, page, suites, train, workdir
 from mhil import config as config_lib
+from mhil import sharding, validation
 
 _SUITE = flags.DEFINE_enum(
   "suite", "digits", sorted(suites.SUITES), "Which rows to compare."
@@ -44,15 +41,6 @@ _NOTE = flags.DEFINE_string(
   "note", "", "A sentence for the page, such as which copy of the data it was."
 )
 
-COLUMNS = {
-  "average_incremental_accuracy": "average incremental",
-  "last_accuracy": "last",
-  "top5_accuracy": "top 5",
-  "task_id_accuracy": "task id",
-  "within_task_accuracy": "within task",
-  "forgetting": "forgetting",
-}
-
 
 def main() -> None:
   """Runs what is missing and writes the table."""
@@ -63,7 +51,7 @@ def main() -> None:
   with cli.checking():
     sharding.simulate(max(build.devices(c.mesh) for cs in configs for c in cs))
   out = pathlib.Path(_OUT.value or f"docs/results/{_SUITE.value}")
-  done: dict[str, list[dict[str, Any]]] = {}
+  done: page.Done = {}
   # Seed by seed, so that the table is whole early.
   for i, seed in enumerate(_seeds()):
     for row, seeds in zip(rows, configs):
@@ -76,8 +64,9 @@ def main() -> None:
         f"{numbers['last_accuracy']:.3f}",
         flush=True,
       )
-      write(out, done)
-      draw(out, rows, done)
+      about = _about(next(iter(done.values()))[0])
+      page.write(out, _SUITE.value, about, done)
+      page.draw(out, rows, done)
   print(out.with_suffix(".md").read_text())
 
 
@@ -134,113 +123,6 @@ def finish(config: config_lib.Config, folder: pathlib.Path) -> dict[str, Any]:
 def slug(row: suites.Row, seed: int) -> str:
   """The run's folder name."""
   return re.sub(r"[^a-z0-9]+", "-", f"{row.label}-{seed}".lower())
-
-
-def write(out: pathlib.Path, done: dict[str, list[dict[str, Any]]]) -> None:
-  """Writes mean and standard deviation over seeds as Markdown and CSV."""
-  out.parent.mkdir(parents=True, exist_ok=True)
-  head = [
-    "row",
-    "seeds",
-    *COLUMNS.values(),
-    "s a run",
-    "bytes over head a step",
-  ]
-  body = [_cells(label, runs) for label, runs in done.items()]
-  lines = [
-    f"# Comparison `{_SUITE.value}`",
-    "",
-    *_about(next(iter(done.values()))[0]),
-    "",
-    "| " + " | ".join(head) + " |",
-    "|" + " --- |" * len(head),
-    *("| " + " | ".join(cells) + " |" for cells in body),
-    *(_costs(done) if _SUITE.value in suites.COSTS else []),
-    *(layers_table.lines(done) if _SUITE.value in suites.LAYERS else []),
-  ]
-  out.with_suffix(".md").write_text("\n".join(lines) + "\n")
-  with out.with_suffix(".csv").open("w", newline="") as file:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["row", "seed", *COLUMNS])
-    for label, runs in done.items():
-      for run in runs:
-        writer.writerow([label, run["seed"], *(run[c] for c in COLUMNS)])
-
-
-def draw(
-  out: pathlib.Path,
-  rows: Sequence[suites.Row],
-  done: dict[str, list[dict[str, Any]]],
-) -> None:
-  """Draws the table, and the curves through rows that scan a number."""
-
-  def over_seeds(label):
-    return [100 * run["average_incremental_accuracy"] for run in done[label]]
-
-  measure = "average incremental accuracy, %"
-  columns = {
-    measure: {label: over_seeds(label) for label in done},
-    "last accuracy, %": {
-      label: [100 * run["last_accuracy"] for run in runs]
-      for label, runs in done.items()
-    },
-    "seconds a run": {
-      label: [sum(run["seconds_per_task"]) for run in runs]
-      for label, runs in done.items()
-    },
-  }
-  comparison.rows(columns, out.with_suffix(".png"))
-  there = [row for row in rows if row.label in done]
-  numbers = dict.fromkeys(number for row in there for number in row.at)
-  if numbers:
-    curves = {
-      number: {
-        curve: {
-          row.at[number]: over_seeds(row.label)
-          for row in there
-          if number in row.at and row.curve == curve
-        }
-        for curve in dict.fromkeys(r.curve for r in there if number in r.at)
-      }
-      for number in numbers
-    }
-    bounds = {row.label: over_seeds(row.label) for row in there if row.bound}
-    scan = out.with_name(f"{out.name}_scan.png")
-    comparison.scans(curves, bounds, scan, measure)
-
-
-def _cells(label: str, runs: list[dict[str, Any]]) -> list[str]:
-  cells = [label, str(len(runs))]
-  for name in COLUMNS:
-    values = 100 * np.array([run[name] for run in runs])
-    deviation = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-    cells.append(f"{values.mean():.1f}{deviation}")
-  seconds = np.mean([sum(run["seconds_per_task"]) for run in runs])
-  moved = sum(c["bytes"] for c in runs[0]["collectives"] if "head" in c["axes"])
-  return [*cells, f"{seconds:.1f}", f"{moved:,}"]
-
-
-def _costs(done: dict[str, list[dict[str, Any]]]) -> list[str]:
-  """What a head costs, row by row: a table of its own."""
-  lines = [
-    "",
-    "Of one head: numbers trained, and those that predict; multiply-adds of a "
-    "prediction; temporary memory of the compiled step.",
-    "",
-    "| row | trained | predict | 10^6 multiply-adds | temporary MiB |",
-    "|" + " --- |" * 5,
-  ]
-  for label, (run, *_) in done.items():
-    used = run["inference"]
-    cells = [
-      label,
-      f"{run['parameters']['per_head']:,}",
-      f"{used['parameters']:,}",
-      f"{used['multiply_adds'] / 1e6:.1f}",
-      f"{run['step_bytes_per_device']['temporary'] / 2**20:.1f}",
-    ]
-    lines.append("| " + " | ".join(cells) + " |")
-  return lines
 
 
 def _about(run: dict[str, Any]) -> list[str]:

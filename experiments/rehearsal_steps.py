@@ -133,10 +133,10 @@ class Case:
     return once, program
 
 
-def plain(case: Case) -> Callable[[], None]:
-  """Steps that find all their samples in memory."""
+def plain(case: Case, more: int | None = None) -> Callable[[], None]:
+  """Steps that find `b + more` samples in memory, `b + r` if not given."""
   images, weights = _pool(case), _initial(case)
-  b = case.setup.b + case.setup.r
+  b = case.setup.b + (case.setup.r if more is None else more)
 
   def step(weights, pool, key):
     x, label = _taken(pool, key, b)

@@ -1,8 +1,9 @@
 """The comparisons that have a name: rows of a config and its overrides."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from experiments import suites_layers
 
 
 class Row(NamedTuple):
@@ -15,7 +16,8 @@ class Row(NamedTuple):
     at: where the row lies in a figure, `{name of a number: its value}`; rows
       that share a number are a curve.
     curve: the name of that curve.
-    bound: drawn as a line that goes with every curve.
+    bound: `upper`, `lower` or another name: drawn as a line that goes with
+      every curve; distances from the last of the first two are tabled.
   """
 
   label: str
@@ -23,11 +25,12 @@ class Row(NamedTuple):
   overrides: Mapping[str, Any] = {}
   at: Mapping[str, float] = {}
   curve: str = ""
-  bound: bool = False
+  bound: str = ""
 
 
 CE = {"loss.name": "ce"}
 OFF = {"loss.correction": "off"}
+MOMENTUM = {"optimizer.momentum": 0.9, "optimizer.learning_rate": 0.02}
 SCRATCH = CE | {"memory.size": -1, "train.from_scratch": True}
 RATE_0 = {"optimizer.learning_rate": 0.0}
 
@@ -60,6 +63,37 @@ def _losses(config: str) -> list[Row]:
     _none(config),
     Row("joint training (upper bound)", config, SCRATCH),
     _fine_tuning(config),
+  ]
+
+
+def _subnets(config: str, each: int, n: int) -> list[Row]:
+  """Independent subnets beside their baselines; `each` samples a device."""
+  spread: dict[str, Any] = {"mesh.subnet": n, "train.batch": each * n}
+  methods: dict[str, dict[str, Any]] = {
+    "IST": {},
+    "IST, fixed subnets": {"subnets.renew": False},
+    "local SGD": {"subnets.method": "local_sgd"},
+    "data parallel": {"subnets.method": "data_parallel"},
+  }
+  norms: dict[str, dict[str, Any]] = {
+    "": {},
+    ", no norm": {"network.norm": "none", "network.output_norm": False},
+  }
+  return [
+    Row(f"n={n} {name}{of}", config, spread | method | norm)
+    for of, norm in norms.items()
+    for name, method in methods.items()
+  ]
+
+
+def _dealt(config: str) -> list[Row]:
+  """The steps that the residual form gained by, one after the other."""
+  every = {"subnets.dealt": "all", "subnets.scale": False}
+  return [
+    Row("all sections", config, every),
+    Row("longest section", config, every | {"subnets.dealt": "longest"}),
+    Row("longest section, scaled", config),
+    Row("local SGD", config, {"subnets.method": "local_sgd"}),
   ]
 
 
@@ -97,91 +131,6 @@ LOCAL = [
 ]
 
 
-def _layers(label: str, config: str, **fields: Any) -> Row:
-  """Layer-parallel training with some of its own fields."""
-  return Row(
-    label, config, {f"layer_parallel.{k}": v for k, v in fields.items()}
-  )
-
-
-_READOUT = functools.partial(_layers, config="layer_parallel_readout")
-LAGRANGIAN: dict[str, Any] = {"method": "lagrangian"}
-# A correction that stands on what the stage below made; see the method page.
-FRESH: dict[str, Any] = {"beta": 2.0, "eta": 0.5}
-READOUT = [
-  Row(
-    "end to end",
-    "layer_parallel_readout",
-    {"objective.name": "end_to_end", "layer_parallel.cuts": ()},
-  ),
-  _READOUT("penalty"),
-  _READOUT("augmented Lagrangian, multipliers by network", **LAGRANGIAN),
-  _READOUT(
-    "augmented Lagrangian, multipliers by sample",
-    **LAGRANGIAN,
-    multipliers="sample",
-  ),
-  _READOUT("hybrid: every 4th step serial", serial_every=4),
-  _READOUT(
-    "hybrid, correction off (control)", serial_every=4, correction="off"
-  ),
-  _READOUT("correction off (control)", correction="off"),
-  _READOUT("no credit (control)", correction="no_credit"),
-  _READOUT("penalty, beta 2, eta 1/2, 4 corrections", **FRESH, corrections=4),
-]
-# Steps between the penalty and four corrections, and what was no step.
-LADDER = [
-  _READOUT("states by sample, no network", states="sample"),
-  _READOUT("penalty, networks of 30 %", cost=0.3),
-  _READOUT("penalty, networks of 100 %", cost=1.0),
-  Row(
-    "penalty, three times the steps",
-    "layer_parallel_readout",
-    {"train.epochs": 90},
-  ),
-  _READOUT("penalty, beta 2, eta 1/2", **FRESH),
-  *(
-    _READOUT(
-      f"penalty, beta 2, eta 1/2, {n} corrections", **FRESH, corrections=n
-    )
-    for n in (2, 3)
-  ),
-]
-_FASHION = functools.partial(_layers, config="layer_parallel_fashion")
-SOFT: dict[str, Any] = {"corrections": 1, "beta": 0.002, "eta": 50.0}
-FASHION = [
-  Row(
-    "end to end",
-    "layer_parallel_fashion",
-    {"objective.name": "end_to_end", "layer_parallel.stages": 1},
-  ),
-  _FASHION("2 stages, 3 corrections", stages=2, corrections=3),
-  *(
-    _FASHION(
-      f"{k} stages, {k - 1} sweeps, {k} corrections",
-      stages=k,
-      sweeps=k - 1,
-      corrections=k,
-    )
-    for k in (3, 4)
-  ),
-  *(
-    _FASHION(
-      f"{k} stages, correction off (control)",
-      stages=k,
-      **SOFT,
-      correction="off",
-    )
-    for k in (2, 3, 4)
-  ),
-  _FASHION(
-    "4 stages, 1 sweep, 2 corrections", stages=4, sweeps=1, corrections=2
-  ),
-  *(
-    _FASHION(f"{k} stages, 1 correction, soft", stages=k, **SOFT)
-    for k in (4, 2)
-  ),
-]
 # Suites of layer-parallel training: a second table says what it costs, and
 # what its guesses are worth.
 LAYERS = (
@@ -201,10 +150,13 @@ def _rehearsal(config: str, rows: int) -> list[Row]:
     rows: of the training set.
   """
   share, drawn = "rows held, % of the training set", "rows drawn for a step, r"
-  two = {"mesh.data": 2, "memory.draws": 14}
+  two = {"mesh.data": 2, "memory.draws": 14, "memory.candidates": 28}
+  two |= {"train.batch": 112}
+  again = {"memory.size": -1, "train.from_scratch": True}
   rest = CE | OFF | {"memory.size": 0}
   return [
-    Row("from scratch (upper bound)", config, SCRATCH, bound=True),
+    Row("from scratch, CE", config, CE | again),
+    Row("from scratch (upper bound)", config, again, bound="upper"),
     *(
       Row(
         f"{p} %, r = 7",
@@ -221,14 +173,14 @@ def _rehearsal(config: str, rows: int) -> list[Row]:
       )
       for r in (14, 28, 56)
     ),
-    Row("30 %, r = 14, two workers, global draws", config, two),
+    Row("30 %, r = 7, two workers, global draws", config, two),
     Row(
-      "30 %, r = 14, two workers, local draws",
+      "30 %, r = 7, two workers, local draws",
       config,
       two | {"memory.scope": "local"},
     ),
-    Row("D-CE without a buffer", config, {"memory.size": 0}, bound=True),
-    Row("incremental (lower bound)", config, rest, bound=True),
+    Row("D-CE without a buffer", config, {"memory.size": 0}, bound="no buffer"),
+    Row("incremental, CE (lower bound)", config, rest, bound="lower"),
     Row("30 %, r = 7, learning rate 0 (control)", config, RATE_0),
   ]
 
@@ -248,10 +200,40 @@ SUITES: dict[str, list[Row]] = {
     _control("digits"),
   ],
   "fashion_5x2": [*_losses("fashion_5x2"), _control("fashion_5x2")],
+  "subnets_digits": [
+    *(row for n in (2, 4, 8) for row in _subnets("subnets_digits", 32, n)),
+    Row("n=4 IST, momentum, reset", "subnets_digits", MOMENTUM),
+    Row(
+      "n=4 IST, momentum, dealt",
+      "subnets_digits",
+      MOMENTUM | {"subnets.state": "deal"},
+    ),
+    Row(
+      "n=4 IST, learning rate 0 (control)",
+      "subnets_digits",
+      {"optimizer.learning_rate": 0.0},
+    ),
+  ],
+  "subnets_wide": _subnets("subnets_wide", 32, 4)[:4],
+  "subnets_cifar10_resnet": _dealt("subnets_cifar10_resnet"),
+  "subnets_stream": [
+    Row("D-CE, heads as 2 subnets", "subnets_stream"),
+    Row("D-CE, whole heads", "subnets_stream", {"mesh.subnet": 1}),
+    Row(
+      "D-CE, heads as 2 subnets, running statistics",
+      "subnets_stream",
+      {"subnets.statistics": "running"},
+    ),
+    Row(
+      "D-CE, heads as 2 subnets, learning rate 0 (control)",
+      "subnets_stream",
+      {"optimizer.learning_rate": 0.0},
+    ),
+  ],
   "local_fashion": LOCAL,
-  "layer_parallel_fashion": FASHION,
-  "layer_parallel_readout": READOUT,
-  "layer_parallel_ladder": LADDER,
+  "layer_parallel_fashion": [Row(*row) for row in suites_layers.FASHION],
+  "layer_parallel_readout": [Row(*row) for row in suites_layers.READOUT],
+  "layer_parallel_ladder": [Row(*row) for row in suites_layers.LADDER],
   "rehearsal_fashion_4": _rehearsal("rehearsal_fashion_4", 12_000),
   "cifar10_5x2": [
     make("cifar10_5x2") for make in (_learned, _ce, _none, _fine_tuning)

@@ -20,9 +20,11 @@ from mhil.version import __version__
 __all__ = [
   "__version__",
   "augment",
+  "blocks",
   "buffer",
   "checkpoint",
   "config",
+  "cutting",
   "data",
   "heads",
   "losses",
@@ -30,11 +32,13 @@ __all__ = [
   "networks",
   "objectives",
   "optimizers",
+  "partitions",
   "plots",
   "recipe",
   "rehearsal",
   "sharding",
   "streams",
+  "subnets",
   "trainer",
 ]
 

@@ -11,9 +11,48 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from mhil import manual
+
 P = jax.P
 Tree = Any
 SPEC = P(None, "head")
+
+
+class Layout(NamedTuple):
+  """How the leaves of a bank begin, and over which mesh axes they lie.
+
+  Attributes:
+    axes: `("head",)` for `[l, h, ...]`, or `("head", "subnet")` where parts of
+      a head are trained apart, `[l, h, n, ...]`.
+  """
+
+  axes: tuple[str, ...] = ("head",)
+
+  @property
+  def spec(self) -> P:
+    """The partition spec of every leaf."""
+    return P(None, *self.axes)
+
+  def enter(self, tree: Tree) -> Tree:
+    """A device's leaves `[l, 1, .., ...]` as `[l, 1, ...]`; in `shard_map`."""
+    skip = 1 + len(self.axes)
+    return jax.tree.map(
+      lambda x: x.reshape(x.shape[0], 1, *x.shape[skip:]), tree
+    )
+
+  def leave(self, tree: Tree) -> Tree:
+    """The inverse of `enter`."""
+    ones = (1,) * len(self.axes)
+
+    def widen(x):
+      x = manual.vary(x, *self.axes)
+      return x.reshape(x.shape[0], *ones, *x.shape[2:])
+
+    return jax.tree.map(widen, tree)
+
+
+WHOLE = Layout()
+PARTS = Layout(("head", "subnet"))
 
 
 class Bank(NamedTuple):
@@ -91,6 +130,11 @@ def deal(saved: jax.Array, like: jax.Array) -> jax.Array:
   """
   if saved.shape == like.shape:
     return saved
+  if saved.shape[2:] != like.shape[2:]:
+    raise ValueError(
+      f"a saved array is {saved.shape}, and {like.shape} here; heads move to "
+      "another mesh.head, but use the saved run's mesh.subnet and network"
+    )
   rows = np.array(like).reshape(-1, *like.shape[2:])
   old = np.asarray(saved).reshape(-1, *saved.shape[2:])
   n = min(len(rows), len(old))

@@ -80,7 +80,10 @@ class Checkpoints:
   def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
     """The newest sound save, laid out like `like`; None without one.
 
-    Arrays that have another shape there lie on one device.
+    Args:
+      like: arrays, or their shapes with where they lie.
+
+    Arrays that have another shape there come back as numpy arrays.
 
     Damaged saves are named and set aside, so that their steps can be saved
     again.
@@ -209,9 +212,7 @@ def _place(path: Any, leaf: jax.Array) -> str:
 
 
 def _abstract(like: Any, shape: tuple[int, ...]) -> Any:
-  if isinstance(like, np.ndarray):
+  # No device need have room for all of what several held.
+  if shape != like.shape or isinstance(like, np.ndarray):
     return np.empty(shape, like.dtype)
-  sharding = like.sharding
-  if shape != like.shape:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return jax.ShapeDtypeStruct(shape, like.dtype, sharding=sharding)
+  return jax.ShapeDtypeStruct(shape, like.dtype, sharding=like.sharding)

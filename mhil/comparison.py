@@ -4,6 +4,7 @@ Drawn like those of one run (`plots`).
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -25,7 +26,7 @@ def rows(columns: Mapping[str, Mapping[str, Values]], path: Path) -> None:
     path: file to write.
   """
   names = list(next(iter(columns.values())))
-  size = 4.2 + 3 * len(columns), 1.2 + 0.28 * len(names)
+  size = 4.2 + 3 * len(columns), max(2.8, 1.2 + 0.28 * len(names))
   figure = Figure(size, dpi=_DPI, layout="constrained")
   panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
   place = np.arange(len(names))
@@ -43,7 +44,7 @@ def rows(columns: Mapping[str, Mapping[str, Values]], path: Path) -> None:
 
 
 def scans(
-  curves: Mapping[str, Mapping[str, Mapping[float, Values]]],
+  curves: Mapping[str, Mapping[str, Mapping[Any, Values]]],
   bounds: Mapping[str, Values],
   path: Path,
   measure: str,

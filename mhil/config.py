@@ -58,11 +58,12 @@ class Stream:
 class Network:
   """The branch of one head.
 
-  `mlp` (`widths`: hidden units), `convnet` (`widths`: features), `resnet8`,
-  `resnet14`, `resnet20`, `resnet32`, `resnet110`, `resnet18`,
-  `resnet18_imagenet` (their own widths). `dtype` is that of the computation;
-  parameters stay float32. `reads`, unless 0: the classifier is frozen and reads
-  so many features only, so that credit has to reach those.
+  `mlp` (`widths`: hidden units), `convnet` (`widths`: features), `resnet14`,
+  `resnet20`, `resnet32`, `resnet110`, `resnet18`, `resnet18_imagenet` (their
+  own widths), `resnet` (`widths` of stem and sections, `blocks` of each).
+  `dtype` is that of the computation; parameters stay float32. `output_norm`
+  normalises an mlp's logits by batch. `reads`, unless 0: the
+  classifier is frozen and reads so many features only.
   """
 
   name: str = "mlp"
@@ -70,6 +71,29 @@ class Network:
   norm: str = "none"
   dtype: str = "float32"
   reads: int = 0
+  blocks: tuple[int, ...] = ()
+  output_norm: bool = False
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class Subnets:
+  """How a branch trains in `mesh.subnet` parts, each on its own samples.
+
+  `method`: `ist`, independent subnets, or its baselines `local_sgd` and
+  `data_parallel`. A round is `local_steps` long; with `renew` the next one has
+  other subnets. The optimiser's `state` is `reset` or `deal`t. `statistics` of
+  tests: `running`, `batch` or `collected` on the whole branch. `dealt` blocks
+  of a resnet: `longest` section or `all`; `scale` divides their residuals by
+  the number of subnets in tests.
+  """
+
+  method: str = "ist"
+  local_steps: int = 20
+  renew: bool = True
+  state: str = "reset"
+  statistics: str = "running"
+  dealt: str = "longest"
+  scale: bool = True
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -232,6 +256,7 @@ class Config:
   data: Data = dataclasses.field(default_factory=Data)
   stream: Stream = dataclasses.field(default_factory=Stream)
   network: Network = dataclasses.field(default_factory=Network)
+  subnets: Subnets = dataclasses.field(default_factory=Subnets)
   objective: Objective = dataclasses.field(default_factory=Objective)
   local: Local = dataclasses.field(default_factory=Local)
   layer_parallel: LayerParallel = dataclasses.field(

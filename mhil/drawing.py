@@ -29,7 +29,6 @@ class Drawn(NamedTuple):
     order: `[r]` place in the draw of all workers, the same on any mesh: what
       the randomness of an augmentation should depend on.
     weight: `[r]` 1, or 0 for a missing row.
-    counts: `[c]` rows of each class in the draw of all workers.
   """
 
   rows: Any
@@ -37,10 +36,15 @@ class Drawn(NamedTuple):
   number: Any
   order: Any
   weight: Any
-  counts: Any
 
 
-SPEC = Drawn(*(P("data"),) * 5, P())
+SPEC = Drawn(*(P("data"),) * 5)
+
+
+def keys(key: Key[Array, ""]) -> tuple[Key[Array, ""], Key[Array, ""]]:
+  """Of a step's key, those of its draw and of its store."""
+  draw_key, store_key = jax.random.split(key)
+  return draw_key, store_key
 
 
 class _Picks(NamedTuple):
@@ -124,14 +128,12 @@ def after(
     found, read = exchange.move(rows, picks.slot, plan, chunk)
     mine = plan.mine
   valid = picks.valid[mine]
-  label = jnp.where(picks.valid, picks.label, layout.classes)
   drawn = Drawn(
     found,
     picks.label[mine],
     picks.number[mine],
     mine,
     valid.astype(jnp.float32),
-    tally(label, layout.classes),
   )
   zero = (jnp.sum(buffer.fill) < 0).astype(jnp.int32)
   table = jnp.max(picks.label) + jnp.max(picks.number)

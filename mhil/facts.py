@@ -31,6 +31,11 @@ def of_run(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
     "memory": memory(run, state),
     "compiles": dict(zip(("train_step", "evaluate"), run.compiles)),
     "collectives": [c._asdict() for c in run.traffic],
+    "exchange": {
+      "method": run.partition.name,
+      "every": run.partition.every,
+      "collectives": [c._asdict() for c in run.exchanged],
+    },
     "step_bytes_per_device": {
       "temporary": max(x.temp_size_in_bytes for x in usage),
       "arguments": max(x.argument_size_in_bytes for x in usage),
@@ -71,8 +76,9 @@ def memory(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
     labels, image = run.dataset.train_labels, run.dataset.train_images[0]
     facts["kind"] = "every sample, from the data set"
     facts["samples"], facts["bytes"] = len(labels), len(labels) * image.nbytes
-    return facts | {"held": len(labels)}
-  return facts | {"held": len(run.transform.held(state.memory))}
+    return facts | {"held": len(labels), "distinct": len(labels)}
+  held = run.transform.held(state.memory)
+  return facts | {"held": len(held), "distinct": len(np.unique(held))}
 
 
 def params_sha256(params: Any, open_heads: int) -> str:

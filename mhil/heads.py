@@ -64,14 +64,18 @@ def initializer(
 
 
 def each(
-  function: Callable[[Tree], Tree], mesh: Mesh
+  function: Callable[[Tree], Tree],
+  mesh: Mesh,
+  layout: bank_lib.Layout = bank_lib.WHOLE,
 ) -> Callable[[Tree], Tree]:
   """Lifts a function of one head's tree to every head; to be jitted."""
 
   def local(tree):
-    return _rows(lax.map(function, jax.tree.map(lambda x: x[:, 0], tree)))
+    rows = jax.tree.map(lambda x: x[:, 0], layout.enter(tree))
+    return layout.leave(_rows(lax.map(function, rows)))
 
-  return jax.shard_map(local, mesh=mesh, in_specs=SPEC, out_specs=SPEC)
+  spec = layout.spec
+  return jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec)
 
 
 def update(
@@ -128,8 +132,7 @@ def update(
       assert isinstance(objective, objectives.Objective)
       last = learn(objectives.readout(objective), ("readout",))
       return lax.cond(head == task.opened - 1, everything, last, part)
-    # Always true, but XLA cannot know: else it fuses the step with the update
-    # in place and copies the whole bank to do so.
+    # Always true, but XLA cannot know: else it would copy the whole bank.
     return lax.cond(head < task.opened, everything, lambda part: part, part)
 
   return visit(
@@ -159,9 +162,8 @@ def visit(
 
   Args:
     bank: rows `[l, 1, ...]` of any tree.
-    task, prior, batch, loss, train_heads: as in `update`.
+    task, prior, batch, loss, train_heads: as in `update`; shared: of a loss.
     function: `(a head's part, its number, criterion) -> new part`.
-    shared: of `losses.Loss.share`.
   """
   here, width = lax.axis_index("head"), lax.axis_size("head")
   stop = _count(task.opened, here, width)
@@ -233,9 +235,7 @@ def features(
   *,
   objective: objectives.Objective,
 ) -> jax.Array:
-  """Features `[1, b, f]` in one head, or in a neighbour of its on devices
-  that do not hold it; runs in `shard_map`, without a collective.
-  """
+  """Features `[1, b, f]` in one head, or a neighbour; in `shard_map`."""
   return _of_head(bank, head, images, objective.features)[None]
 
 

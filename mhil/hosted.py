@@ -75,7 +75,7 @@ def rehearse(
   scope: str,
 ) -> tuple[Buffer, drawing.Drawn]:
   """`rehearsal.rehearse` of a buffer whose rows are those handed over."""
-  draw_key, store_key = jax.random.split(key)
+  draw_key, store_key = drawing.keys(key)
   given = Given(buffer.rows[0], layout.slots)
   how: dict[str, Any] = {"count": count, "scope": scope, "chunk": None}
   drawn, _ = drawing.after(layout, buffer, draw_key, rows=given, **how)
@@ -98,7 +98,7 @@ def decider(
   def local(me, buffer, everyone, key):
     del me  # Mapped over, so that the axis has its size.
     asked = _Asked(layout.slots)
-    draw_key, store_key = jax.random.split(key)
+    draw_key, store_key = drawing.keys(key)
     drawing.after(layout, buffer, draw_key, rows=asked, **how)
     offer = populate.Offer((), everyone.label, everyone.number, everyone.fresh)
     writes, stored = populate.slots(

@@ -80,12 +80,15 @@ class BatchNorm(nnx.Module):
   In training, `(x - mean) / sqrt(var + 1e-5)` takes the biased variance of
   the batch, and the running statistics move by 0.1 towards the batch's mean
   and its *unbiased* variance. Statistics are float32 whatever `x` is. With
-  `axis`, the batch is spread over that mesh axis (inside `shard_map`).
+  `axis`, the batch is spread over that mesh axis (inside `shard_map`); without
+  `affine`, nothing is learnt.
   """
 
-  def __init__(self, features: int, *, axis: str | None = None):
-    self.scale = nnx.Param(jnp.ones(features))
-    self.bias = nnx.Param(jnp.zeros(features))
+  def __init__(
+    self, features: int, *, axis: str | None = None, affine: bool = True
+  ):
+    self.scale: Any = nnx.Param(jnp.ones(features)) if affine else None
+    self.bias: Any = nnx.Param(jnp.zeros(features)) if affine else None
     self.mean = nnx.BatchStat(jnp.zeros(features))
     self.var = nnx.BatchStat(jnp.ones(features))
     self.axis = axis
@@ -94,7 +97,10 @@ class BatchNorm(nnx.Module):
     """Normalises `[b, ..., f]`; with `train`, by the batch's statistics."""
     y = x.astype(jnp.float32)
     mean, var = self._batch(y) if train else (self.mean[...], self.var[...])
-    factor = lax.rsqrt(var + 1e-5) * self.scale[...]
+    factor = lax.rsqrt(var + 1e-5)
+    if self.scale is None:
+      return ((y - mean) * factor).astype(x.dtype)
+    factor *= self.scale[...]
     return ((y - mean) * factor + self.bias[...]).astype(x.dtype)
 
   def _batch(self, x: Array) -> tuple[Array, Array]:
@@ -199,14 +205,18 @@ def global_mean(x: Array) -> Float[Array, "b f"]:
 
 
 class Readout(nnx.Module):
-  """Averages over pixels, if there are any, and maps to logits in float32."""
+  """Averages over pixels, maps to logits in float32; `norm` is for its bias."""
 
-  def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
-    self.dense = Dense(inputs, outputs, rngs=rngs)
+  def __init__(
+    self, inputs: int, outputs: int, norm: Any = None, *, rngs: nnx.Rngs
+  ):
+    self.dense = Dense(inputs, outputs, bias=norm is None, rngs=rngs)
+    self.norm = norm
 
   def __call__(self, x: Array, train: bool) -> Float[Array, "b c"]:
     """Maps features `[b, f]` or a feature map to logits."""
-    return self.dense(global_mean(x))
+    x = self.dense(global_mean(x))
+    return self.norm(x, train) if self.norm else x
 
 
 class DenseLayer(nnx.Module):

@@ -31,17 +31,17 @@ def reshard(buffer: Buffer, old: Layout, new: Layout) -> Buffer:
   """
   if (old.policy, old.classes) != (new.policy, new.classes):
     raise ValueError(
-      f"policy={new.policy!r} of {new.classes} classes cannot take the rows of "
-      f"policy={old.policy!r} of {old.classes} classes; keep the latter"
+      f"memory.policy={new.policy} of {new.classes} classes cannot take rows "
+      f"of memory.policy={old.policy} of {old.classes} classes; keep the latter"
     )
   rows, label, number, fill, rank, seen = map(np.asarray, buffer)
   counts, arrived = fill.sum(0), max(int((rank >= 0).sum()), 1)
   share = buffer_lib.portions(new.size, rank, arrived, new.workers).sum(0)
   if (counts > share).any():
     raise ValueError(
-      f"size={new.size} cannot hold all {counts.sum()} rows of the buffer, as "
-      f"{np.maximum(counts - share, 0).sum()} find no slot of their class; use "
-      f"size={old.size}"
+      f"memory.size={new.size} cannot hold all {counts.sum()} rows of the "
+      f"buffer, as {np.maximum(counts - share, 0).sum()} find no slot of their "
+      f"class; use memory.size={old.size}"
     )
   source = buffer_lib.filled(old, fill, rank)
   fill = buffer_lib.dealt(counts, rank, new.workers).astype(np.int32)

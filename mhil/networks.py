@@ -8,18 +8,20 @@ the chain of all pieces is `apply`.
 The pieces run on plain nested dicts: `params[piece][layer]...[array]`.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from mhil import layers
 from mhil import pieces as pieces_lib
+from mhil.counting import count_parameters as count_parameters
+from mhil.counting import multiply_adds as multiply_adds
+from mhil.counting import used_numbers as used_numbers
 from mhil.layers import Numerics
 from mhil.pieces import Maker
 
@@ -62,9 +64,12 @@ def _branch(
   width: int,
   outputs: int,
   numerics: Numerics,
+  norm: Callable[[], Any] | None = None,
 ) -> Branch:
-  makers = dict(trunk)
-  makers["readout"] = lambda rngs: layers.Readout(width, outputs, rngs=rngs)
+  sizes, makers = (width, outputs), dict(trunk)
+  makers["readout"] = lambda rngs: layers.Readout(
+    *sizes, norm and norm(), rngs=rngs
+  )
   pieces, piece_init, run = pieces_lib.build(makers)
 
   def init(key: jax.Array) -> tuple[Tree, Tree]:
@@ -89,59 +94,11 @@ def _branch(
     params: Tree, stats: Tree, x: ArrayLike, train: bool
   ) -> tuple[Float[Array, "b c"], Tree]:
     x, stats = features(params, stats, x, train)
-    return readout(params, x), stats
+    last = params["readout"], stats["readout"], x, train
+    logits, stats["readout"] = run("readout", *last)
+    return logits, stats
 
   return Branch(name, pieces, init, run, apply, features, readout, numerics)
-
-
-def count_parameters(params: Tree) -> int:
-  """Counts the numbers in a tree of arrays, or of their shapes."""
-  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-
-
-def multiply_adds(function: Callable[..., Any], *arguments: Any) -> int:
-  """Counts the multiply-adds of one call, without running it.
-
-  Convolutions and matrix products count, and nothing else. A loop's body
-  counts as often as `lax.scan` runs it, and once where that is unknown.
-
-  Args:
-    function: any traceable function, for instance a branch's `apply`.
-    *arguments: its array arguments, or `jax.ShapeDtypeStruct` for them.
-  """
-  return _jaxpr_multiply_adds(jax.make_jaxpr(function)(*arguments).jaxpr)
-
-
-def used_numbers(function: Callable[..., Any], params: Tree, *rest: Any) -> int:
-  """Counts the numbers of `params` that a function of them reads.
-
-  Args:
-    function: any traceable function, for instance a branch's `apply`.
-    params, *rest: its arguments, or `jax.ShapeDtypeStruct` for them.
-  """
-  jaxpr = jax.make_jaxpr(function)(params, *rest).jaxpr
-  used = {id(x) for equation in jaxpr.eqns for x in equation.invars}
-  inputs = jaxpr.invars[: len(jax.tree.leaves(params))]
-  return sum(math.prod(x.aval.shape) for x in inputs if id(x) in used)
-
-
-def _jaxpr_multiply_adds(jaxpr: Any) -> int:
-  total = 0
-  for equation in jaxpr.eqns:
-    out, kind = equation.outvars[0].aval.shape, equation.primitive.name
-    if kind == "conv_general_dilated":
-      kernel = equation.invars[1].aval.shape
-      features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-      total += math.prod(out) * math.prod(kernel) // features
-    elif kind == "dot_general":
-      (axes, _), _ = equation.params["dimension_numbers"]
-      left = equation.invars[0].aval.shape
-      total += math.prod(out) * math.prod(left[i] for i in axes)
-    else:
-      bodies = jax.extend.core.jaxprs_in_params(equation.params)
-      once = sum(_jaxpr_multiply_adds(body) for body in bodies)
-      total += once * equation.params.get("length", 1)
-  return total
 
 
 def mlp(
@@ -150,6 +107,7 @@ def mlp(
   hidden: Sequence[int] = (64,),
   norm: str = "none",
   *,
+  output_norm: bool = False,
   dtype: Any = jnp.float32,
   axis: str | None = None,
 ) -> Branch:
@@ -160,6 +118,7 @@ def mlp(
     outputs: width of the logits, the reference output included.
     hidden: units of each hidden layer.
     norm: `none`, `batch` or `layer`, before the ReLU.
+    output_norm: normalise logits by batch too, without scale and shift.
     dtype, axis: see `layers.Numerics`.
   """
   numerics = Numerics(norm, dtype, axis)
@@ -171,7 +130,9 @@ def mlp(
     )
 
   trunk = {f"dense{i}": layer(i) for i in range(len(hidden))}
-  return _branch("mlp", trunk, sizes[-1], outputs, numerics)
+  norms = partial(layers.BatchNorm, outputs, axis=axis, affine=False)
+  last = norms if output_norm else None
+  return _branch("mlp", trunk, sizes[-1], outputs, numerics, last)
 
 
 def convnet(
@@ -214,7 +175,7 @@ def convnet(
 
 
 def resnet_cifar(
-  depth: int,
+  depth: int | Sequence[int],
   outputs: int,
   widths: Sequence[int] = (16, 16, 32, 64),
   norm: str = "batch",
@@ -229,7 +190,8 @@ def resnet_cifar(
   `stage1.block0`, ..., `stage3.block{n-1}`, `readout`.
 
   Args:
-    depth: 6 n + 2 for n blocks a stage: 20, 32, 44, 56 or 110.
+    depth: 6 n + 2 for n blocks a stage: 20, 32, 44, 56 or 110; or the blocks
+      of each stage.
     outputs: width of the logits, the reference output included.
     widths: features of the stem and of each stage.
     norm: `batch` or `group`.
@@ -239,14 +201,14 @@ def resnet_cifar(
   Raises:
     ValueError: for another depth.
   """
-  blocks, rest = divmod(depth - 2, 6)
-  if rest or blocks < 1:
-    raise ValueError(f"depth={depth} is not 6 n + 2; use 20, 32 or 110")
-  numerics = Numerics(norm, dtype, axis)
-  counts = (blocks,) * (len(widths) - 1)
-  return _resnet(
-    f"resnet{depth}", counts, (channels, *widths), outputs, numerics
-  )
+  if isinstance(depth, int):
+    blocks, rest = divmod(depth - 2, 6)
+    if rest or blocks < 1:
+      raise ValueError(f"depth={depth} is not 6 n + 2; use 20, 32 or 110")
+    depth = (blocks,) * (len(widths) - 1)
+  counts = tuple(depth)
+  name, numerics = f"resnet{2 * sum(counts) + 2}", Numerics(norm, dtype, axis)
+  return _resnet(name, counts, (channels, *widths), outputs, numerics)
 
 
 def resnet18(

@@ -88,11 +88,11 @@ class Objective(NamedTuple):
     step: `(params, stats, side, batch, criterion, key) -> Step`.
     predict: `(params, stats, images) -> logits [b, c+1]`, at inference.
     features: `(params, stats, images) -> [b, f]`, before the last layer.
-    spread: `(run, mesh) -> run`, how its parts lie along `stage`; see
-      `stages`. None where they cannot.
     settle: `(params, stats, images) -> stats`: normalisation statistics moved
       towards those of the network that is tested, where training collects
       those of another; None where they are the same.
+    spread: `(run, mesh) -> run`, how its parts lie along `stage`; see
+      `stages`. None where they cannot.
     probe: `(params, stats, images) -> {name: [b, ...]}`, what more is to be
       measured on test images: logits `[b, c+1]`, or a number a sample.
     facts: of the method, for tables; JSON-safe.
@@ -103,8 +103,8 @@ class Objective(NamedTuple):
   step: Callable[..., Step]
   predict: Callable[[Tree, Tree, Array], Float[Array, "b k"]]
   features: Callable[[Tree, Tree, Array], Float[Array, "b f"]]
-  spread: Callable[..., Any] | None = None
   settle: Callable[[Tree, Tree, Array], Tree] | None = None
+  spread: Callable[..., Any] | None = None
   probe: Callable[[Tree, Tree, Array], dict[str, Array]] | None = None
   facts: dict[str, Any] = {}  # noqa: RUF012  (never written to)
 

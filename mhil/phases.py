@@ -58,6 +58,17 @@ def keep(run: run_lib.Run, state: programs.State, t: int) -> programs.State:
   return state._replace(memory=kept)
 
 
+def whole(run: run_lib.Run, state: programs.State, t: int) -> bank_lib.Bank:
+  """The heads as they are tested after task `t`.
+
+  New samples and what the memory holds may be looked at.
+  """
+  labels = run.dataset.train_labels
+  new = plan.arriving(run.stream, labels, run.recipe, t)
+  rows = np.union1d(new, run.transform.held(state.memory))
+  return run.settle(run.whole(state.bank), rows)
+
+
 def features(
   run: run_lib.Run, state: programs.State, t: int, rows: np.ndarray
 ) -> np.ndarray:
@@ -67,7 +78,7 @@ def features(
 
 def _of_head(run, program, state, t, images, rows):
   """What a program of one head makes of images, batch by batch."""
-  found, bank = [], run.whole(state.bank)
+  found, bank = [], whole(run, state, t)
   batch = run.recipe.test_batch
   for start in range(0, len(rows), batch):
     part = rows[start : start + batch]
@@ -86,14 +97,14 @@ def settle(
 
   They move as in training, over the first batches of the phase again.
   """
-  if run.settle is None:
+  if run.new_stats is None:
     return state
   first = feed.phase.steps.start
   stop = min(feed.phase.steps.stop, first + SETTLING)
   bank = run.whole(state.bank)._replace(opt=(), side=())
   for step, given in zip(range(first, stop), inputs.steps(run, feed, first)):
     now = programs.State(run_lib.scalar(step, run.mesh), bank, state.memory)
-    stats = run.settle(now, given[0], feed.task, given[1])
+    stats = run.new_stats(now, given[0], feed.task, given[1])
     bank = bank._replace(stats=jax.block_until_ready(stats))
   return state._replace(bank=run.with_stats(state.bank, bank.stats))
 
@@ -127,7 +138,7 @@ def evaluate(
 ) -> metrics.Tally:
   """Test counts, `metrics.Tally`, over all classes seen by then."""
   seen = np.isin(run.dataset.test_labels, run.stream.seen(feed.phase.task))
-  bank = run.whole(state.bank)
+  bank = whole(run, state, feed.phase.task)
   parts = [
     run.tally(bank, feed.task, part, run_lib.scalar(counted, run.mesh))
     for part, counted in inputs.tests(run, int(seen.sum()))
@@ -138,7 +149,7 @@ def evaluate(
 def predictor(run: run_lib.Run, state: programs.State, t: int):
   """`images [b, ...] -> classes [b]` over the heads open after task `t`."""
   task = open_phase(run, run.phases_of(t)[0]).task
-  bank = run.whole(state.bank)
+  bank = whole(run, state, t)
   scores = jax.jit(
     scoring.class_scores(run.mesh, run.dataset, run.objective, run.loss)
   )

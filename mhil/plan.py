@@ -92,6 +92,8 @@ def epoch(
     index: which pass of the phase.
   """
   if phase.balanced:
+    # A buffer may hold a sample twice.
+    held = np.unique(held)
     rows = np.full(phase.rows, -1, np.int32)
     rows[: len(held)] = held
     # Counted on from the task's first phase, so that no shuffle comes twice.
@@ -122,7 +124,7 @@ def counts(
 
   Those that the memory adds to it are not counted.
   """
-  rows = held
+  rows = np.unique(held)
   if not phase.balanced:
     rows = arriving(stream, labels, recipe, phase.task)
   each = np.bincount(labels[rows], minlength=len(stream.order))

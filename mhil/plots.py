@@ -254,3 +254,47 @@ def _legend_beside(axes: Axes) -> None:
       labelspacing=0.4,
       ncols=1 + (len(handles) - 1) // 20,
     )
+
+
+def panels(
+  rows: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
+  path: Path,
+  title: str = "",
+) -> None:
+  """Draws accuracies against several quantities, a row of panels for each case.
+
+  Args:
+    rows: `{case: {line: {quantity: [2, k]}}}`, where on the horizontal axis
+      and the accuracy there. Quantities but the first are logarithmic.
+    path: file to write.
+    title: heading of the figure.
+  """
+  first = next(iter(next(iter(rows.values())).values()))
+  figure = Figure((3.1 * len(first), 2.4 * len(rows)), dpi=_DPI)
+  figure.set_layout_engine("constrained")
+  table = figure.subplots(len(rows), len(first), squeeze=False, sharey="row")
+  for line, (case, lines) in zip(table, rows.items()):
+    line[0].set_ylabel(f"{case}, test accuracy")
+    for axes, quantity in zip(line, first):
+      for i, (name, curves) in enumerate(lines.items()):
+        axes.plot(
+          *curves[quantity],
+          color=OKABE_ITO[i % len(OKABE_ITO)],
+          marker=_MARKERS[i % len(_MARKERS)],
+          lw=1.4,
+          ms=3,
+          label=name,
+        )
+      if quantity != next(iter(first)):
+        axes.set_xscale("log")
+      axes.grid(color="0.9", lw=0.6)
+      axes.set_axisbelow(True)
+      axes.spines[["top", "right"]].set_visible(False)
+  for axes, quantity in zip(table[-1], first):
+    axes.set_xlabel(quantity)
+  handles, labels = table[0][0].get_legend_handles_labels()
+  figure.legend(
+    handles, labels, loc="outside lower center", ncols=4, frameon=False
+  )
+  figure.suptitle(title)
+  figure.savefig(path)

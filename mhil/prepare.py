@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from mhil import (
@@ -13,7 +12,10 @@ from mhil import (
   heads,
   inputs,
   losses,
+  measuring,
   objectives,
+  parting,
+  partitions,
   phases,
   plan,
   programs,
@@ -39,15 +41,14 @@ def build(
   recipe: Recipe,
   seed: int,
   transform: transforms.Transform | None = None,
+  partition: partitions.Partition = partitions.NONE,
 ) -> Run:
   """Checks that the parts fit, places the data, compiles the programs."""
   transform = transform or transforms.none(dataset.classes)
   check(mesh, stream, dataset, recipe, transform.size)
-  check_spread(mesh, objective)
+  check_spread(mesh, objective, transform)
+  check_parts(mesh, recipe, transform, partition)
   home = stages.meshes(mesh)[0]
-  fresh = heads.initializer(
-    objective, recipe.optimizer, len(stream.tasks), home
-  )
   run = Run(
     home,
     stream,
@@ -65,17 +66,21 @@ def build(
     run_lib.read,
     lambda state: [state.step],
     None,
-    jax.jit(fresh),
+    partitions.fresh(
+      partition, objective, recipe.optimizer, len(stream.tasks), home
+    ),
     None,
     jax.jit(scoring.of_head(heads.features, home, dataset, objective)),
-    _settle(home, dataset, objective, loss, recipe, transform),
-    _probe(home, dataset, objective),
+    measuring.new_stats(home, dataset, objective, loss, recipe, transform),
+    measuring.probe(home, dataset, objective),
     lambda bank, stats: bank._replace(stats=stats),
     [],
     (0, 0),
     (),
     mesh,
+    partition,
   )
+  run = parting.attach(run)
   if objective.spread is not None and mesh.shape["stage"] > 1:
     run = objective.spread(run, mesh)
   else:
@@ -103,7 +108,7 @@ def _whole(run: Run) -> Run:
   step = programs.train_step(
     run.mesh,
     run.dataset,
-    run.objective,
+    run.partition.part or run.objective,
     run.loss,
     recipe.optimizer,
     rate_of(recipe),
@@ -111,6 +116,7 @@ def _whole(run: Run) -> Run:
     run.transform,
     recipe.correction,
     recipe.streamed,
+    run.partition,
   )
   state, feed = start(run), phases.open_phase(run, run.phases[0])
   lowered = jax.jit(step, donate_argnums=0).lower(
@@ -123,48 +129,61 @@ def _whole(run: Run) -> Run:
   compiled = lowered.compile()
   compiles = compiling.count() - before
   # Now, for a resumed run needs it first in the middle of the stream.
-  reset = jax.jit(heads.each(recipe.optimizer.init, run.mesh))
-  optimizer = reset.lower(state.bank.params).compile()
+  how = recipe.optimizer.init, run.mesh, run.partition.layout
+  params = partitions.bank_of(state.bank).params
+  optimizer = jax.jit(heads.each(*how)).lower(params).compile()
   return run._replace(
     step=_served(run, compiled),
-    reset=lambda bank: bank._replace(opt=optimizer(bank.params)),
+    reset=lambda held: partitions.renewed(held, optimizer),
     compiles=(compiles, 0),
     programs=(compiled,),
     traffic=sharding.collectives(compiled, run.mesh),
   )
 
 
-def _settle(mesh, dataset, objective, loss, recipe, transform):
-  if objective.settle is None:
-    return None
-  step = programs.train_step(
-    mesh,
-    dataset,
-    objectives.settling(objective),
-    loss,
-    optax.identity(),
-    rate_of(recipe),
-    recipe.train_heads,
-    transform,
-    recipe.correction,
-    recipe.streamed,
-  )
-  return jax.jit(lambda *given: step(*given).bank.stats)
-
-
-def _probe(mesh, dataset, objective):
-  if objective.probe is None:
-    return None
-  return jax.jit(scoring.of_head(heads.probe, mesh, dataset, objective))
-
-
-def check_spread(mesh: Mesh, objective: objectives.Objective) -> None:
-  """Raises ValueError where an objective has no parts for `stage`."""
-  if mesh.shape["stage"] > 1 and objective.spread is None:
+def check_spread(
+  mesh: Mesh, objective: objectives.Objective, transform: transforms.Transform
+) -> None:
+  """Raises ValueError where a step cannot lie along `stage`."""
+  stage = mesh.shape["stage"]
+  if stage > 1 and objective.spread is None:
     raise ValueError(
-      f"mesh.stage={mesh.shape['stage']} would do the same work several times, "
-      f"since {objective.name} learning has no parts for it; use mesh.stage=1"
+      f"mesh.stage={stage} would do the same work several times, since "
+      f"{objective.name} learning has no parts for it; use mesh.stage=1"
     )
+  if stage > 1 and transform.hosted:
+    raise ValueError(
+      f"memory.place=host does not serve mesh.stage={stage}; use "
+      "memory.place=device or mesh.stage=1"
+    )
+
+
+def check_parts(
+  mesh: Mesh,
+  recipe: Recipe,
+  transform: transforms.Transform,
+  partition: partitions.Partition,
+) -> None:
+  """Raises ValueError unless each part gets as many samples as any other."""
+  subnet, data = mesh.shape["subnet"], mesh.shape["data"]
+  if partition.parts != subnet:
+    raise ValueError(
+      f"mesh.subnet={subnet} is not the {partition.parts} parts of the "
+      f"partition {partition.name}; use mesh.subnet={partition.parts}"
+    )
+  if subnet > 1 and mesh.shape["stage"] > 1:
+    raise ValueError(
+      f"mesh.stage={mesh.shape['stage']} cuts a branch that mesh.subnet="
+      f"{subnet} cuts too; use mesh.stage=1"
+    )
+  each = data * subnet
+  sizes = {"train.batch": recipe.batch, "memory.draws": transform.added}
+  for field, size in sizes.items():
+    if size % each:
+      raise ValueError(
+        f"{field}={size} does not divide by mesh.data={data} times "
+        f"mesh.subnet={subnet}; use {max(1, round(size / each)) * each}"
+      )
 
 
 def _served(run: Run, step: Any) -> Any:

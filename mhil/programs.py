@@ -15,7 +15,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from mhil import augment, heads, losses, objectives, transforms
+from mhil import augment, heads, losses, objectives, partitions, transforms
 from mhil import bank as bank_lib
 from mhil import data as data_lib
 
@@ -88,21 +88,24 @@ def train_step(
   transform: transforms.Transform,
   correction: bool = True,
   streamed: bool = False,
+  partition: partitions.Partition = partitions.NONE,
 ) -> Callable[..., State]:
   """`(state, epoch, task, samples) -> state`; to be jitted.
 
   With `streamed`, the images of `samples` are this step's batch.
   """
 
-  spec = state_spec(transform)
-  begin = beginning(dataset, loss, transform, correction, streamed)
+  spec = state_spec(transform, partition)
+  layout = partition.layout
+  how = correction, streamed, layout
+  begin = beginning(dataset, loss, transform, *how)
 
   def local(state, epoch, task, samples):
     memory, prior, batch, key = begin(
       state.step, state.memory, epoch, task, samples
     )
     bank = heads.update(
-      state.bank,
+      layout.enter(partitions.bank_of(state.bank)),
       task,
       prior,
       batch,
@@ -114,6 +117,7 @@ def train_step(
       rate=rate,
       train_heads=train_heads,
     )
+    bank = partitions.with_bank(state.bank, layout.leave(bank))
     return State(state.step + 1, bank, memory)
 
   return jax.shard_map(
@@ -135,6 +139,7 @@ def beginning(
   transform: transforms.Transform,
   correction: bool,
   streamed: bool,
+  layout: bank_lib.Layout = bank_lib.WHOLE,
 ) -> Callable[..., tuple[Any, jax.Array, objectives.Batch, jax.Array]]:
   """What comes before the heads in a step; runs in `shard_map`.
 
@@ -149,6 +154,7 @@ def beginning(
     batch, everyone = take(step, epoch, task, samples, streamed)
     memory, batch = transform.apply(memory, batch, everyone, memory_key)
     prior = priors(counts, task, samples, loss, correction)
+    batch = share(batch, layout)
     given = inputs_of(batch, samples, images_key, dataset)
     return memory, prior, given, heads_key
 
@@ -195,6 +201,14 @@ def known(order: Any, labels: Any, balanced: Any) -> transforms.Everyone:
   return transforms.Everyone(labels[number], number, (order >= 0) & ~balanced)
 
 
+def share(batch: transforms.Batch, layout: bank_lib.Layout) -> transforms.Batch:
+  """The samples of the part that this device trains: every n-th."""
+  if "subnet" not in layout.axes:
+    return batch
+  n, me = lax.axis_size("subnet"), lax.axis_index("subnet")
+  return jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:])[:, me], batch)
+
+
 def inputs_of(
   batch: transforms.Batch,
   samples: Samples,
@@ -205,7 +219,9 @@ def inputs_of(
   images = augment.prepare(
     batch.rows, key, batch.position, **pixels(dataset), train=True
   )
-  weight = batch.weight / lax.psum(jnp.sum(batch.weight), "data")
+  # The last batch of a pass may leave a part without any.
+  total = jnp.maximum(lax.psum(jnp.sum(batch.weight), "data"), 1.0)
+  weight = batch.weight / total
   owners, columns = samples.owners[batch.label], samples.columns[batch.label]
   return objectives.Batch(images, owners, columns, weight, batch.number)
 
@@ -242,6 +258,9 @@ def samples_spec(streamed: bool) -> Samples:
   return Samples(P("data") if streamed else P(), P(), P(), P(), P())
 
 
-def state_spec(transform: transforms.Transform) -> State:
+def state_spec(
+  transform: transforms.Transform,
+  partition: partitions.Partition = partitions.NONE,
+) -> State:
   """How the state lies on the mesh."""
-  return State(P(), bank_lib.SPEC, transform.spec)
+  return State(P(), partitions.spec(partition), transform.spec)

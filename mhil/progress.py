@@ -1,6 +1,7 @@
 """What a run has measured: plain numbers that survive a restart."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -102,7 +103,7 @@ class Recorder:
     self._pending = None
     self.check(bad_step)
     # The mesh may hold more heads than there are tasks.
-    mean = np.asarray(loss, np.float64).reshape(-1)[: self._heads] / steps
+    mean = _of_heads(loss).mean(1)[: self._heads] / steps
     row = tuple(float(x) if i in training else None for i, x in enumerate(mean))
     self._done = self._done._replace(
       history=(*self._done.history, (step, *row))
@@ -117,9 +118,9 @@ class Recorder:
 
   def check(self, bad_step) -> None:
     """Raises `NotFinite` if a head went bad, for the first that did."""
-    bad = np.asarray(bad_step).reshape(-1)
+    bad = _of_heads(bad_step)
     if (bad >= 0).any():
-      first = np.where(bad < 0, np.iinfo(bad.dtype).max, bad)
+      first = np.where(bad < 0, np.iinfo(np.int32).max, bad).min(1)
       raise NotFinite(int(first.argmin()), int(first.min()) + 1)
 
   def end(self, tally, found: dict[str, dict[str, float]]) -> None:
@@ -151,6 +152,14 @@ class Recorder:
       last = self._done.seconds[-1] + now - self._clock
       self._done = self._done._replace(seconds=(*self._done.seconds[:-1], last))
     self._clock = now
+
+
+def _of_heads(numbers) -> np.ndarray:
+  """`[l, h, ...]` as `[l h, parts]`, in the order of the heads."""
+  numbers = np.asarray(numbers)
+  if numbers.dtype == np.float32:
+    numbers = numbers.astype(np.float64)
+  return numbers.reshape(-1, math.prod(numbers.shape[2:]))
 
 
 def accuracies(tally: metrics.Tally) -> dict[str, float]:

@@ -14,7 +14,9 @@ with `scope="local"` none. Neither depends on a gradient.
 
 The paper's: the above, with slots fixed for each class and worker. Ours:
 - A draw is exact: `w r` different rows, uniform over all that are filled. The
-  released code draws otherwise. Missing rows have weight zero.
+  released code draws otherwise. Missing rows have weight zero. A class that
+  is not full stores every sample, so a sample that comes again in a later
+  epoch may be held twice; rows differ, samples need not.
 - Labels, numbers and counts of all slots are known to every worker, and only
   rows are spread. The labels of all workers' samples follow from the order of
   the epoch, so every worker works out what all of them store, and a draw needs
@@ -47,15 +49,17 @@ class Memory(NamedTuple):
   Attributes:
     buffer: what the workers keep.
     drawn: the rows for the next step.
-    offered: `[c]` samples of each class that passed.
+    expected: `[c]` rows of each class in it, on average over draws.
+    offered: `[c]` samples of each class that passed; of a reservoir.
   """
 
   buffer: Any
   drawn: Any
+  expected: Any
   offered: Any
 
 
-SPEC = Memory(buffer_lib.SPEC, drawing.SPEC, P())
+SPEC = Memory(buffer_lib.SPEC, drawing.SPEC, P(), P())
 
 
 def transform(
@@ -97,7 +101,7 @@ def transform(
   images = dataset.train_images
   shape, dtype = tuple(images.shape[1:]), np.dtype(images.dtype)
   row_bytes = int(np.prod(shape)) * dtype.itemsize
-  room.check_room(layout, row_bytes, room.available(mesh, place), place)
+  room.check_room(layout, row_bytes, *room.available(mesh, place))
   count, stream = draws // workers, selection == "stream"
   how: dict[str, Any] = {"count": count, "scope": scope}
   how["candidates"] = candidates // workers
@@ -107,26 +111,13 @@ def transform(
   )
 
   def init():
-    blank = drawing.Drawn(
-      np.zeros((draws, *shape), dtype),
-      *(np.zeros(draws, np.int32) for _ in range(2)),
-      np.arange(draws, dtype=np.int32),
-      np.zeros(draws, np.float32),
-      np.zeros(classes, np.int32),
-    )
-    drawn = drawing.Drawn(
-      *(
-        jax.device_put(x, NamedSharding(mesh, spec))
-        for x, spec in zip(blank, drawing.SPEC)
-      )
-    )
-    offered = jnp.zeros(classes, jnp.int32, device=NamedSharding(mesh, P()))
     buffer = buffer_lib.init(layout, shape, dtype, mesh, place)
-    return Memory(buffer, drawn, offered)
+    return Memory(buffer, *nothing(mesh, draws, classes, shape, dtype))
 
   def apply(memory, batch, everyone, key):
-    buffer, drawn, offered = memory
+    buffer, drawn, _, offered = memory
     fresh = everyone.fresh & stream
+    later_on_average = expected(layout, buffer, offered, draws, scope)
     offer = populate.Offer(batch.rows, everyone.label, everyone.number, fresh)
     at = jnp.where(everyone.fresh, everyone.label, classes)
     offered += drawing.tally(at.reshape(-1), classes)
@@ -141,7 +132,8 @@ def transform(
       drawn.weight,
       drawn.number,
     )
-    return Memory(buffer, later, offered), transforms.join(batch, more)
+    memory = Memory(buffer, later, later_on_average, offered)
+    return memory, transforms.join(batch, more)
 
   def refit(saved, like):
     if saved.buffer.rows.shape == like.buffer.rows.shape:
@@ -160,7 +152,7 @@ def transform(
     spec=SPEC,
     init=init,
     apply=apply,
-    expected=lambda memory: expected(layout, memory, draws),
+    expected=lambda memory: memory.expected,
     held=lambda memory: held(layout, memory.buffer),
     keep=None if stream else keep,
     refit=refit,
@@ -201,7 +193,7 @@ def rehearse(
     chunk: rows that an exchange moves from a worker to another, repeated
       where a draw needs more; None for one exchange, large enough for all.
   """
-  draw_key, store_key = jax.random.split(key)
+  draw_key, store_key = drawing.keys(key)
   drawn, read = drawing.after(
     layout, buffer, draw_key, count=count, scope=scope, chunk=chunk
   )
@@ -211,26 +203,49 @@ def rehearse(
   return stored, drawn
 
 
-def class_counts(layout: Layout, buffer: Buffer) -> Int[Array, "c"]:
-  """Filled rows of each class, over all workers."""
-  if layout.policy != "reservoir":
-    return jnp.sum(buffer.fill, axis=0)
-  held = jnp.arange(layout.slots)[None] < buffer.fill
-  label = jnp.where(held, buffer.label, layout.classes)
-  return drawing.tally(label.reshape(-1), layout.classes)
+def nothing(
+  mesh: Mesh, draws: int, classes: int, shape: tuple[int, ...], dtype: Any
+) -> tuple[drawing.Drawn, Array, Array]:
+  """All of `Memory` but the buffer, before anything was drawn."""
+  spread, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+  blank = drawing.Drawn(
+    rows=np.zeros((draws, *shape), dtype),
+    label=np.zeros(draws, np.int32),
+    number=np.zeros(draws, np.int32),
+    order=np.arange(draws, dtype=np.int32),
+    weight=np.zeros(draws, np.float32),
+  )
+  return (
+    jax.device_put(blank, spread),
+    jnp.zeros(classes, device=whole),
+    jnp.zeros(classes, jnp.int32, device=whole),
+  )
 
 
-def expected(layout: Layout, memory: Memory, draws: int) -> Float[Array, "c"]:
-  """Rows of each class in a draw, on average.
+def expected(
+  layout: Layout,
+  buffer: Buffer,
+  offered: Int[Array, "c"],
+  draws: int,
+  scope: str,
+) -> Float[Array, "c"]:
+  """Rows of each class in a draw from the buffer, on average.
 
   A reservoir holds classes in the proportion in which they came, on average;
   to count them would take longer the more it holds.
   """
-  counts = memory.offered
-  if layout.policy != "reservoir":
-    counts = class_counts(layout, memory.buffer)
-  filled = jnp.minimum(jnp.sum(memory.buffer.fill), draws)
-  return counts * (filled / jnp.maximum(jnp.sum(counts), 1))
+  filled = jnp.sum(buffer.fill, axis=1)
+  if scope == "local":
+    drawn = jnp.minimum(filled, draws // layout.workers)
+    share = drawn / jnp.maximum(filled, 1)
+    counts = jnp.sum(buffer.fill * share[:, None], axis=0)
+    number = jnp.sum(drawn)
+  else:
+    counts = jnp.sum(buffer.fill, axis=0)
+    number = jnp.minimum(jnp.sum(filled), draws)
+  if layout.policy == "reservoir":
+    counts = offered
+  return counts * (number / jnp.maximum(jnp.sum(counts), 1e-9))
 
 
 def held(layout: Layout, buffer: Buffer) -> Int[np.ndarray, " n"]:

@@ -1,6 +1,7 @@
 """Whether a rehearsal buffer's numbers fit, and its rows the memory."""
 
-import os
+import pathlib
+import sys
 
 import jax
 from jax.sharding import Mesh
@@ -43,15 +44,17 @@ def check(
       f"of train.batch; use memory.candidates={batch // 4 // w * w}"
     )
   if not 1 <= draws <= layout.size:
+    fits = max(min(draws, layout.size) // w, 1) * w
     raise ValueError(
       f"memory.draws={draws} rows are not 1 to {layout.size}, those of "
-      f"memory.size; use memory.draws={max(1, min(draws, layout.size))}"
+      f"memory.size; use memory.draws={fits}"
     )
-  for name, number in ("draws", draws), ("candidates", candidates):
+  limits = ("draws", draws, layout.size), ("candidates", candidates, batch)
+  for name, number, most in limits:
     if number % w:
+      near = min(max(1, round(number / w)), max(most // w, 1)) * w
       raise ValueError(
-        f"memory.{name}={number} does not divide by mesh.data={w}; use "
-        f"{max(1, round(number / w)) * w}"
+        f"memory.{name}={number} does not divide by mesh.data={w}; use {near}"
       )
   if selection == "herding" and layout.policy == "reservoir":
     raise ValueError(
@@ -60,34 +63,56 @@ def check(
     )
 
 
-def check_room(layout: Layout, row_bytes: int, room: int, place: str) -> None:
-  """Raises ValueError if the rows of a device need more than `room` bytes.
+def check_room(layout: Layout, row_bytes: int, room: int, where: str) -> None:
+  """Raises ValueError if the rows need more than `room` bytes.
 
   Args:
     layout: whose slots.
     row_bytes: of one row.
-    room: free bytes of each device, or the host's share for it.
-    place: `device` or `host`.
+    room: free bytes; of one device, or of the host for all.
+    where: `device`, or `host`: all rows lie in the host's memory, as those of
+      simulated devices do.
   """
-  asked = layout.slots * row_bytes
-  if asked > room:
-    fits = room // row_bytes * layout.workers
-    where = {"device": "on each", "host": "in the host's memory for each"}
-    raise ValueError(
-      f"memory.size={layout.size} rows of {row_bytes:,} bytes ask for "
-      f"{asked:,} bytes {where[place]} of {layout.workers} devices along "
-      f"mesh.data, where {room:,} are available; use memory.size={fits} or "
-      f"less, or mesh.data={-(-layout.workers * asked // max(room, 1))} or more"
-    )
+  w, groups = layout.workers, layout.groups
+  asked = layout.slots * row_bytes * (w if where == "host" else 1)
+  if asked <= room:
+    return
+  fits = room // row_bytes * (1 if where == "host" else w)
+  fix = f"use memory.size={fits} or less" if fits >= groups else ""
+  if where == "device":
+    more = -(-w * asked // max(room, 1))
+    fix += f"{', or ' if fix else 'use '}mesh.data={more} or more"
+  fix = fix or "use smaller images, or memory.size=0 for none"
+  place = "the host" if where == "host" else f"each of {w} devices"
+  raise ValueError(
+    f"memory.size={layout.size} rows of {row_bytes:,} bytes ask for "
+    f"{asked:,} bytes on {place}, where {room:,} are available; {fix}"
+  )
 
 
-def available(mesh: Mesh, place: str) -> int:
-  """Free bytes for a device's rows; simulated devices share the host's."""
-  if place == "device":
-    stats = mesh.local_mesh.devices.flat[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-      return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-  free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-  if place == "host":  # Where heads repeat the workers, rows lie there once.
-    return free // mesh.local_mesh.shape["data"]
-  return free // len(mesh.local_mesh.devices.flat)
+def available(mesh: Mesh, place: str) -> tuple[int, str]:
+  """Free bytes for rows, and where: see `check_room`.
+
+  A save of rows on the host copies them first, so that half of its memory is
+  all that they may take. Simulated devices share the host's memory too, and
+  each head has a copy of its worker's rows there.
+  """
+  if place == "host":
+    return _free() // 2, "host"
+  local = mesh.local_mesh
+  stats = local.devices.flat[0].memory_stats() or {}
+  if "bytes_limit" in stats:
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0), "device"
+  return _free() * local.shape["data"] // local.size, "host"
+
+
+def _free() -> int:
+  """The host's memory that programs can still have, as far as it is known."""
+  try:
+    for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
+      if line.startswith("MemAvailable:"):
+        return int(line.split()[1]) * 1024
+  except OSError:
+    pass
+  # Not Linux: whoever asks for too much is told by the system.
+  return sys.maxsize

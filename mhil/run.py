@@ -14,6 +14,7 @@ from mhil import data as data_lib
 from mhil import (
   losses,
   objectives,
+  partitions,
   plan,
   programs,
   sharding,
@@ -39,14 +40,16 @@ class Run(NamedTuple):
       are trained apart tell each other now and then.
     whole: `bank -> bank` with each head's whole branch where the parts of a
       branch are trained apart; what tests, predictions and hashes read.
-    read: `state -> (state, loss [l, h], bad_step [l, h])`, the state with
-      cleared losses.
+    settle: `(bank, rows) -> bank` of whole branches, with the statistics that
+      tests want, for which it may look at `rows` of the training set.
+    read: `state -> (state, loss [l, h, ..], bad_step [l, h, ..])`, the state
+      with cleared losses.
     clocks: `state -> arrays` that are ready when its devices are done so far.
     tally: compiled `(bank, task, samples, seen) -> metrics.Tally`.
     fresh: `key -> bank`.
     reset: `bank -> bank` with new optimiser state, for every head.
     features: jitted `(bank, head, images) -> [h, b, f]`.
-    settle: jitted `(state, epoch, task, samples) -> stats`, or None; see
+    new_stats: jitted `(state, epoch, task, samples) -> stats`, or None; see
       `objectives.Objective`.
     probe: jitted `(bank, head, images) -> {name: [h, b, ...]}`, or None.
     with_stats: `(bank, stats) -> bank`, of settled statistics.
@@ -55,6 +58,8 @@ class Run(NamedTuple):
     traffic: their collectives, read from the optimised programs.
     grid: all devices; `mesh` is the part of them where the data lie, and the
       first stage.
+    partition: how a branch falls into parts along `subnet`.
+    exchanged: the collectives of one exchange between them.
   """
 
   mesh: Mesh
@@ -77,13 +82,18 @@ class Run(NamedTuple):
   fresh: Any
   reset: Any
   features: Any
-  settle: Any
+  new_stats: Any
   probe: Any
   with_stats: Any
   traffic: list[sharding.Collective]
   compiles: tuple[int, int]
   programs: tuple[Any, ...]
   grid: Mesh
+  partition: partitions.Partition = partitions.NONE
+  exchanged: tuple[sharding.Collective, ...] = ()
+  settle: Callable[[bank_lib.Bank, np.ndarray], bank_lib.Bank] = (
+    lambda bank, rows: bank
+  )
 
   def phases_of(self, t: int) -> tuple[plan.Phase, ...]:
     """The phases of task `t`, in order."""
@@ -144,10 +154,24 @@ def shown(run: Run, state: programs.State) -> programs.State:
   return state._replace(memory=hosted.shown(state.memory))
 
 
+def shapes(state: programs.State) -> programs.State:
+  """The state's shapes and places without its arrays, to restore by."""
+
+  def shape(x):
+    if isinstance(x, np.ndarray):
+      return x
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+  return jax.tree.map(shape, state)
+
+
 def refit(run: Run, saved: programs.State, like: programs.State):
-  """A state that was saved on another mesh, laid out like `like`."""
-  bank = jax.tree.map(bank_lib.deal, saved.bank, like.bank)
-  memory = run.transform.refit(saved.memory, like.memory)
+  """A state that was saved on another mesh, with the shapes of `like`."""
+  if jax.tree.map(np.shape, saved) == jax.tree.map(np.shape, like):
+    return saved
+  fresh = start(run)
+  bank = jax.tree.map(bank_lib.deal, saved.bank, fresh.bank)
+  memory = run.transform.refit(saved.memory, fresh.memory)
   return programs.State(saved.step, bank, memory)
 
 
@@ -165,10 +189,10 @@ def training(run: Run, t: int) -> tuple[int, ...]:
 
 def read(state: programs.State):
   """The state with cleared losses, and copies of losses and bad steps."""
-  loss, bad = state.bank.loss, state.bank.bad_step
-  clear, loss, bad = _read(loss, bad)
-  bank = state.bank._replace(loss=clear)
-  return state._replace(bank=bank), loss, bad
+  bank = partitions.bank_of(state.bank)
+  clear, loss, bad = _read(bank.loss, bank.bad_step)
+  held = partitions.with_bank(state.bank, bank._replace(loss=clear))
+  return state._replace(bank=held), loss, bad
 
 
 @jax.jit

@@ -74,6 +74,28 @@ def of_head(
   )
 
 
+def settle(
+  mesh: Mesh, dataset: data_lib.Dataset, objective: objectives.Objective
+) -> Callable[..., bank_lib.Bank]:
+  """`(bank, images [b, ...]) -> bank` whose statistics are settled.
+
+  Closed heads are settled too, which does them no harm.
+  """
+  assert objective.settle is not None
+  one = objective.settle
+
+  def local(bank, images):
+    images = augment.prepare(images, **programs.pixels(dataset), train=False)
+    rows = jax.tree.map(lambda x: x[:, 0], (bank.params, bank.stats))
+    stats = lax.map(lambda held: one(*held, images), rows)
+    return bank._replace(stats=jax.tree.map(lambda x: x[:, None], stats))
+
+  spec = bank_lib.SPEC
+  return jax.shard_map(
+    local, mesh=mesh, in_specs=(spec, P("data")), out_specs=spec
+  )
+
+
 def evaluate(
   scores: Callable[..., jax.Array], batch: int
 ) -> Callable[..., metrics.Tally]:
@@ -89,7 +111,8 @@ def evaluate(
 
     def add(i, tally):
       rows = i * batch + jnp.arange(batch)
-      taken = jnp.minimum(rows, samples.labels.size - 1)
+      # Filled up with others that are seen, for statistics of a batch.
+      taken = rows % seen
       table = scores(bank, task, samples.images[taken])
       label = samples.labels[taken]
       owners, columns = samples.owners[label], samples.columns[label]

@@ -17,6 +17,7 @@ from mhil import (
   inputs,
   losses,
   objectives,
+  partitions,
   phases,
   prepare,
   programs,
@@ -46,7 +47,7 @@ class Checkpoints(Protocol):
     """
 
   def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-    """The newest sound save, laid out like `like`; None without one."""
+    """The newest sound save, laid out like these shapes; None without one."""
 
   def newest(self) -> int | None:
     """Step of the newest save."""
@@ -86,6 +87,7 @@ def train(
   loss: losses.Loss,
   recipe: Recipe = DEFAULT,
   transform: transforms.Transform | None = None,
+  partition: partitions.Partition = partitions.NONE,
   *,
   seed: int = 0,
   **watch: Any,
@@ -101,6 +103,8 @@ def train(
     recipe: optimiser, epochs, batch and the like.
     transform: what is remembered of the samples, and added to each batch, e.g.
       `rehearsal.transform`; None for nothing.
+    partition: how a branch falls into parts that are trained apart, e.g.
+      `subnets.partition`.
     seed: moves initialisation, exemplars, shuffling and augmentation.
     **watch: where to save and what to show; see `fit`.
 
@@ -109,7 +113,7 @@ def train(
     Diverged: names the step, the head and the last good save.
   """
   run = prepare.build(
-    mesh, stream, dataset, objective, loss, recipe, seed, transform
+    mesh, stream, dataset, objective, loss, recipe, seed, transform, partition
   )
   return fit(run, **watch)
 
@@ -139,9 +143,12 @@ def fit(
   # 1. Draw the heads, or take them from the newest save.
   stream, recipe = run.stream, run.recipe
   state, done = run_lib.start(run), Progress()
-  if resume and checkpoints and (saved := checkpoints.restore(state)):
-    state = run_lib.refit(run, saved[0], state)
-    done = progress.from_json(saved[1])
+  if resume and checkpoints:
+    like = run_lib.shapes(state)
+    del state  # There may be no room for two.
+    saved = checkpoints.restore(like)
+    state = run_lib.refit(run, saved[0], like) if saved else run_lib.start(run)
+    done = progress.from_json(saved[1]) if saved else done
   note = progress.Recorder(done, log, len(stream.tasks))
   pace = run_lib.Pace(run)
   meter = tqdm.tqdm(

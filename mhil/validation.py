@@ -5,14 +5,19 @@ from typing import Any
 from mhil import config as config_lib
 
 RESNETS = (
-  *(f"resnet{depth}" for depth in (8, 14, 20, 32, 110, 18)),
+  *(f"resnet{depth}" for depth in (14, 20, 32, 110, 18)),
   "resnet18_imagenet",
+  "resnet",
 )
 CHOICES = {
   "network.name": ("mlp", "convnet", *RESNETS),
   "network.dtype": ("float32", "bfloat16"),
   "network.norm": ("none", "batch", "group"),
   "objective.name": ("end_to_end", "local", "layer_parallel"),
+  "subnets.method": ("ist", "local_sgd", "data_parallel"),
+  "subnets.state": ("reset", "deal"),
+  "subnets.statistics": ("running", "batch", "collected"),
+  "subnets.dealt": ("longest", "all"),
   "local.lists": ("published", "balanced", "measured"),
   "local.mode": ("R0", "E", "R1", "R1E", "R2", "R4", "R8", "R16"),
   "local.classifier": ("0c1f", "0c2f", "1c1f", "1c2f", "1c3f", "2c2f"),
@@ -54,6 +59,7 @@ RANGE: dict[str, tuple[float, float]] = {
   "stream.order_seed": (-1, 2**32 - 1),
   "data.limit": (0, INF),
   "network.reads": (0, INF),
+  "subnets.local_steps": (1, INF),
   "local.modules": (1, INF),
   "local.restore_first": (0, INF),
   "local.restore_last": (0, INF),
@@ -108,11 +114,6 @@ def validate(config: config_lib.Config) -> None:
       limit = f" to {most}" if most < INF else " or more"
       out = f"{field}={flat[field]} is out of range"
       raise ValueError(f"{out}; use {least}{limit}")
-  if config.mesh.subnet > 1:
-    raise ValueError(
-      f"mesh.subnet={config.mesh.subnet} would do the same work several times, "
-      "since nothing is cut along it yet; use mesh.subnet=1"
-    )
   _check_stages(config)
   if config.optimizer.schedule == "steps" and not config.optimizer.milestones:
     raise ValueError(
@@ -124,6 +125,7 @@ def validate(config: config_lib.Config) -> None:
       f"network.norm=none leaves network.name={config.network.name} without "
       "normalisation; use network.norm=batch or network.norm=group"
     )
+  _check_network(config.network)
   if not config.network.widths or min(config.network.widths) < 1:
     raise ValueError(
       f"network.widths={config.network.widths} is no network; use positive "
@@ -131,6 +133,16 @@ def validate(config: config_lib.Config) -> None:
     )
   _check_local(config)
   _check_layer_parallel(config)
+  _check_objective(config)
+
+
+def _check_objective(config: config_lib.Config) -> None:
+  name = config.objective.name
+  if config.network.output_norm and name != "end_to_end":
+    raise ValueError(
+      f"network.output_norm=true is not part of objective.name={name}; use "
+      "objective.name=end_to_end"
+    )
 
 
 def _check_stages(config: config_lib.Config) -> None:
@@ -189,6 +201,29 @@ def _check_layer_parallel(config: config_lib.Config) -> None:
     raise ValueError(
       f"loss.name={config.loss.name} couples the heads, which a stage on "
       "guessed states has no part in; use loss.name=dce"
+    )
+
+
+def _check_network(network: config_lib.Network) -> None:
+  if (network.name == "resnet") != bool(network.blocks):
+    raise ValueError(
+      f"network.blocks={network.blocks} with network.name={network.name}; use "
+      "network.name=resnet with the blocks of each section, such as (1, 5, 1)"
+    )
+  sections = len(network.blocks)
+  if sections and len(network.widths) != sections + 1:
+    raise ValueError(
+      f"network.widths={network.widths} with network.blocks={network.blocks}; "
+      f"use {sections + 1} widths, those of the stem and of each section"
+    )
+  if min(network.blocks, default=1) < 1:
+    raise ValueError(
+      f"network.blocks={network.blocks} leaves a section empty; use 1 or more"
+    )
+  if network.output_norm and network.name != "mlp":
+    raise ValueError(
+      f"network.output_norm=true is not offered for network.name="
+      f"{network.name}; use network.name=mlp"
     )
 
 

@@ -35,10 +35,13 @@ ENGINE = {
   "inputs",
   "herding",
   "losses",
+  "measuring",
   "metrics",
   "networks",
   "objectives",
   "optimizers",
+  "parting",
+  "partitions",
   "phases",
   "pipeline",
   "plan",
@@ -60,8 +63,9 @@ LAW = {
   | {"chain", "coupling", "guessing", "stage_programs", "stages"},
   "augment": set(),
   "auxnet": {"chain", "layers", "networks", "pieces"},
+  "bank": {"manual", "sharding"},
+  "blocks": PAPER | {"cutting", "partitions"},
   "auxiliary": {"layers", "objectives"},
-  "bank": {"sharding"},
   "buffer": set(),
   "chain": {"networks"},
   "checkpoint": set(),
@@ -70,9 +74,11 @@ LAW = {
   "compiling": set(),
   "config": set(),
   "convolution": {"manual"},
+  "cutting": {"dealing"},
   "cuts": {"networks", "sharding"},
   "coupling": {"chain", "objectives"},
   "data": {"sharding", "sources"},
+  "dealing": {"manual"},
   "drawing": {"buffer", "choose", "exchange"},
   "exchange": {"choose", "manual"},
   "facts": ENGINE,
@@ -87,12 +93,16 @@ LAW = {
   "local": PAPER | {"auxiliary", "cuts", "modules"},
   "losses": {"sharding"},
   "manual": set(),
+  "measuring": ENGINE,
   "metrics": set(),
   "modules": {"auxiliary", "cuts", "networks", "pieces"},
   "moving": {"buffer"},
-  "networks": {"layers", "pieces", "sharding"},
+  "counting": set(),
+  "networks": {"counting", "layers", "pieces", "sharding"},
   "objectives": {"networks", "sharding"},
   "optimizers": set(),
+  "parting": ENGINE,
+  "partitions": {"bank", "heads", "objectives"},
   "phases": ENGINE,
   "pieces": set(),
   "pipeline": {"sharding"},
@@ -119,7 +129,7 @@ LAW = {
   "stage_programs": ENGINE
   | {"chain", "coupling", "guessing", "manual", "staged"},
   "streams": {"sharding"},
-  "subnets": PAPER,
+  "subnets": PAPER | {"cutting", "partitions"},
   "trainer": ENGINE,
   "transforms": set(),
   "validation": {"config"},
@@ -203,7 +213,7 @@ def test_import_law(module):
 
 
 def test_law_holds_what_the_design_says():
-  papers = {"rehearsal", "local", "layer_parallel", "subnets"}
+  papers = {"rehearsal", "local", "layer_parallel", "subnets", "blocks"}
   assert not any(LAW[module] & papers for module in LAW)
   for module in "metrics", "plots", "config", "checkpoint":
     assert LAW[module] == set()

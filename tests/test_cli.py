@@ -254,7 +254,7 @@ def claimed(folder, data, **changed):
   values = {
     "network.widths": (8,),
     "memory.size": 20,
-    "train.epochs": 2,
+    "train.epochs": 3,
     "train.batch": 8,
     "train.log_every": 3,
     "optimizer.learning_rate": 0.01,
@@ -275,7 +275,7 @@ def test_a_work_directory_with_a_run_wants_resume(tmp_path, data, fails):
 @pytest.mark.parametrize(
   "field, value, typed",
   [
-    ("train.epochs", 3, "--config.train.epochs=3"),
+    ("train.epochs", 2, "--config.train.epochs=2"),
     ("stream.order", (1, 0), "--config.stream.order=1,0,"),
     ("train.from_scratch", True, "--config.train.from_scratch=true"),
     ("stream.sizes", (4, 6), "--config.stream.sizes=4,6,"),

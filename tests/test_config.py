@@ -168,3 +168,13 @@ def test_local_learning_is_valid():
 def test_local_learning_that_cannot_be_meant(changes, words):
   with pytest.raises(ValueError, match=words):
     validation.validate(local(**changes))
+
+
+def test_normalised_logits_are_of_whole_branches():
+  config = changed("network.output_norm", True)
+  validation.validate(config)
+  config.objective.name, config.local.cuts = "local", (0,)
+  with pytest.raises(
+    ValueError, match=r"network\.output_norm=true .*end_to_end"
+  ):
+    validation.validate(config)

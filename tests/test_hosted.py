@@ -1,10 +1,12 @@
 """Rows on the host: the same run, bit for bit, and nothing on the devices."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
-from mhil import checkpoint, run, trainer
+from mhil import checkpoint, prepare, run, sharding, trainer
 from tests import tiny
 from tests.test_trainer import stop_after
 
@@ -15,6 +17,10 @@ WAYS = {
   "own rows only": (tiny.Memory(scope="local", draws=2), {"data": 2}),
   "reservoir": (tiny.Memory(policy="reservoir"), {"data": 2}),
   "herding": (tiny.Memory(selection="herding"), {"data": 2}),
+  "streamed": (
+    tiny.Memory(),
+    {"recipe": tiny.RECIPE._replace(streamed=True, balanced_epochs=1)},
+  ),
 }
 
 
@@ -66,19 +72,21 @@ def test_one_exchange_as_with_rows_on_the_devices():
   )
 
 
-@pytest.mark.parametrize("after", [3, 12])
-def test_resumed_is_bit_identical(tmp_path, after):
+@pytest.mark.parametrize("step", [4, 12])
+def test_a_save_is_not_moved_by_what_comes_after(tmp_path, step):
+  """The run goes on in the same rows while they are being written."""
   r = pair("two workers")[1]
-  whole = trainer.fit(r)
-  with checkpoint.Checkpoints(tmp_path, every=2) as saves:
-    part = trainer.fit(r, checkpoints=saves, stop=stop_after(after))
-    assert not part.finished
-    # What was saved is not moved by what comes after.
-    rows = part.state.memory.buffer.rows.copy()
-    rest = trainer.fit(r, checkpoints=saves, resume=True)
-  assert (rows == part.state.memory.buffer.rows).all()
-  assert rest.metrics["params_sha256"] == whole.metrics["params_sha256"]
-  assert (rest.state.memory.buffer.rows == whole.state.memory.buffer.rows).all()
+  with checkpoint.Checkpoints(tmp_path, every=2, keep=100) as saves:
+    whole = trainer.fit(r, checkpoints=saves)
+  later = [p for p in tmp_path.iterdir() if p.name.isdigit()]
+  for path in later:
+    if int(path.name) > step:
+      shutil.rmtree(path)
+  with checkpoint.Checkpoints(tmp_path, every=2, keep=100) as saves:
+    part = trainer.fit(r, checkpoints=saves, resume=True)
+  assert len(later) > 5 and part.progress.step == whole.progress.step
+  assert part.metrics["params_sha256"] == whole.metrics["params_sha256"]
+  assert (part.state.memory.buffer.rows == whole.state.memory.buffer.rows).all()
 
 
 def test_moves_to_other_workers_and_back_to_the_devices(tmp_path):
@@ -86,7 +94,7 @@ def test_moves_to_other_workers_and_back_to_the_devices(tmp_path):
   with checkpoint.Checkpoints(tmp_path) as saves:
     part = trainer.fit(two, checkpoints=saves, stop=stop_after(11))
     like = run.start(one)
-    moved = run.refit(one, saves.restore(like)[0], like)
+    moved = run.refit(one, saves.restore(run.shapes(like))[0], like)
   assert isinstance(moved.memory.buffer.rows, np.ndarray)
   assert moved.memory.buffer.rows.shape[0] == 1
   held = [
@@ -108,3 +116,11 @@ def test_rows_on_the_host_are_of_one_process(monkeypatch):
     ValueError, match=r"one process, of which there are 4; use"
   ):
     tiny.parts(memory=tiny.Memory(place="host"))
+
+
+def test_rows_on_the_host_serve_no_stages():
+  mesh = sharding.make_mesh(stage=2)
+  *_, transform = tiny.parts(memory=tiny.Memory(place="host"))
+  objective = tiny.objective()._replace(spread=lambda run, mesh: run)
+  with pytest.raises(ValueError, match=r"place=host does not .*stage=2; use"):
+    prepare.check_spread(mesh, objective, transform)

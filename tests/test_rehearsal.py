@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from mhil import buffer, drawing, exchange, moving, rehearsal, sharding
+from mhil import room as room_lib
+from mhil import run as run_lib
 from mhil.sharding import Collective
-from tests import rehearsing
+from tests import rehearsing, tiny
 from tests.test_buffer import stream
 from tests.test_choose import far
 
@@ -115,7 +117,7 @@ class TestMissing:
       assert len(set(number[:there])) == there
       assert float(drawn.weight.sum()) == there
       counts = np.bincount(label[:there], minlength=5)
-      assert np.asarray(drawn.counts).tolist() == counts.tolist()
+      assert counts.sum() == there
       # What is missing is missing on all workers alike.
       each = np.asarray(drawn.weight).reshape(w, -1).sum(1)
       assert each.max() - each.min() <= 1
@@ -301,17 +303,45 @@ class TestRehearse:
     assert jax.tree.map(jax.typeof, after) == before
     assert drawn.rows.shape == (16, *rehearsing.SHAPE)
     assert drawn.rows.sharding.spec[0] == "data"
-    assert drawn.counts.sharding.is_fully_replicated
 
-  @pytest.mark.parametrize("policy", buffer.POLICIES)
-  def test_class_counts(self, policy):
-    kit = rehearsing.kit(policy, 43, 6, 4)
-    held = kit.empty()
-    for key, batch in zip(keys(8), stream(kit, 8)):
-      held = kit.store(held, kit.offer(*batch), key)
-      label, _ = rehearsing.contents(kit.layout, held)
-      found = rehearsal.class_counts(kit.layout, held)
-      assert found.tolist() == np.bincount(label, minlength=6).tolist()
+
+class TestExpected:
+  """What the prior correction is told of a draw: its mean over draws."""
+
+  DRAWS = 2000
+
+  @pytest.mark.parametrize("scope", ["global", "local"])
+  @pytest.mark.parametrize("fill", FILLS)
+  def test_is_the_mean_of_draws(self, scope, fill):
+    kit = rehearsing.kit("per_class", 40, 5, 4, r=3, scope=scope)
+    held = kit.with_fill(FILLS[fill])
+    drawn = kit.draws(held, jax.random.split(jax.random.key(1), self.DRAWS))
+    there = np.asarray(drawn.weight) == 1
+    label = np.where(there, np.asarray(drawn.label), 5)
+    mean = np.bincount(label.ravel(), minlength=6)[:5] / self.DRAWS
+    stated = rehearsal.expected(kit.layout, held, jnp.zeros(5, int), 12, scope)
+    # A class's number in a draw deviates by less than 2: five times its mean's.
+    np.testing.assert_allclose(mean, stated, atol=5 * 2 / self.DRAWS**0.5)
+    assert float(stated.sum()) == pytest.approx(there.sum() / self.DRAWS)
+
+  def test_of_a_reservoir_by_what_came(self):
+    kit = rehearsing.kit("reservoir", 40, 5, 4, r=2)
+    held = kit.with_fill([[3], [10], [0], [6]])
+    offered = jnp.array([30, 10, 0, 0, 0])
+    stated = rehearsal.expected(kit.layout, held, offered, 8, "global")
+    np.testing.assert_allclose(stated, [6, 2, 0, 0, 0], rtol=1e-6)
+
+  def test_belongs_to_the_rows_that_a_step_trains_on(self):
+    """Not to those that the step draws for the next one."""
+    run = tiny.build()
+    state, told = run_lib.start(run), []
+    for count in range(1, 5):
+      state = tiny.steps(run, run_lib.start(run), 0, count)
+      memory = jax.tree.map(np.asarray, state.memory)
+      told.append((memory.expected.sum(), memory.drawn.weight.sum()))
+    # The first step stores, the second draws of what it stored.
+    assert told[0] == (0, 0) and told[1] == (4, 4)
+    assert all(a == pytest.approx(b) for a, b in told)
 
 
 GOOD = {"size": 40, "batch": 28, "draws": 16, "candidates": 12}
@@ -342,6 +372,8 @@ class TestCheck:
       ({"draws": 44}, r"memory\.draws=44 rows.*1 to 40.*memory\.draws=40"),
       ({"draws": 0}, r"memory\.draws=0 rows.*use memory\.draws=1"),
       ({"draws": 7}, r"memory\.draws=7 .*mesh\.data=4; use 8"),
+      ({"draws": 39, "size": 39}, r"memory\.draws=39 .*; use 36"),
+      ({"draws": 43, "size": 39}, r"memory\.draws=43 .*use memory\.draws=36"),
       ({"scope": "near"}, r"memory\.scope='near' is not known; use global or"),
       ({"selection": "best"}, r"memory\.selection='best' .* or herding"),
       ({"policy": "fair"}, r"memory\.policy='fair' .*balanced"),
@@ -356,16 +388,40 @@ class TestCheck:
     with pytest.raises(ValueError, match=message):
       self.make(**wrong)
 
-  def test_rows_that_do_not_fit(self):
+  @pytest.mark.parametrize(
+    "where, room, fix",
+    [
+      ("device", 10_000, "use memory.size=400 or less, or mesh.data=10 or"),
+      ("device", 0, "available; use mesh.data=100000 or more"),
+      ("host", 10_000, "use memory.size=100 or less$"),
+      ("host", 0, "available; use smaller images, or memory.size=0 for none"),
+    ],
+  )
+  def test_rows_that_do_not_fit(self, where, room, fix):
     """Says how many bytes are asked and available, and what would fit."""
     layout = buffer.layout("reservoir", 1000, 5, 4)
-    rehearsal.check_room(layout, 100, 25_000)
-    told = (
-      r"memory\.size=1000 rows of 100 bytes ask for 25,000 bytes on each of 4 "
-      r".* where 10,000 are available; use memory\.size=400 .*mesh\.data=10 "
-    )
+    asked = {
+      "device": "25,000 bytes on each of 4",
+      "host": "100,000 bytes on the",
+    }
+    told = f"memory.size=1000 rows of 100 bytes ask for {asked[where]} .*{fix}"
     with pytest.raises(ValueError, match=told):
-      rehearsal.check_room(layout, 100, 10_000)
+      room_lib.check_room(layout, 100, room, where)
+    room_lib.check_room(
+      layout, 100, {"device": 25_000, "host": 100_000}[where], where
+    )
+
+  def test_fewer_workers_than_can_hold_the_rows(self, monkeypatch):
+    """A save of four workers is refused on two, before it is read."""
+    monkeypatch.setattr(
+      room_lib, "available", lambda mesh, place: (40, "device")
+    )
+    self.make()
+    mesh = sharding.make_mesh(data=2)
+    with pytest.raises(
+      ValueError, match=r"each of 2 devices, where 40 are.*=4 or"
+    ):
+      rehearsal.transform(mesh, self.DATASET, **GOOD, policy="per_class")
 
   def test_rows_that_this_machine_does_not_hold(self):
     """The same by `transform`, before anything is allocated."""

@@ -356,6 +356,17 @@ class TestMemories:
     )
     assert run.transform.held(after.memory).tolist() == held.tolist()
 
+  @pytest.mark.parametrize("policy", ["balanced", "reservoir"])
+  def test_balanced_pass_of_a_buffer_that_holds_samples_twice(self, policy):
+    recipe = tiny.RECIPE._replace(epochs=3, balanced_epochs=1)
+    memory = tiny.Memory(size=120, policy=policy)
+    run = tiny.build(recipe=recipe, memory=memory)
+    done = trainer.fit(run)
+    held = done.metrics["memory"]
+    # 120 samples passed three times, and no class is full before it has 20.
+    assert held["distinct"] < held["held"] <= 120
+    assert done.finished
+
   def test_padding_of_a_pass_is_of_the_pass(self):
     """Batch statistics of the last batch must not see another class."""
     run = tiny.build(recipe=tiny.RECIPE._replace(batch=32))
