@@ -1,4 +1,4 @@
-"""Fashion-MNIST, 300 images a class, all classes, a ResNet-8 in two stages.
+"""Fashion-MNIST, 300 images a class, all classes, a small ResNet in two.
 
   python -m experiments.train --config=configs/layer_parallel_fashion.py \\
     --config.data.folder=DIR
@@ -13,7 +13,9 @@ def get_config() -> config.Config:
   return config.Config(
     data=config.Data(name="tfds:fashion_mnist", limit=300),
     stream=config.Stream(increment=10),
-    network=config.Network(name="resnet8", norm="batch"),
+    network=config.Network(
+      name="resnet", widths=(8, 8, 16, 32), blocks=(1, 1, 1), norm="batch"
+    ),
     loss=config.Loss(reference="none"),
     objective=config.Objective(name="layer_parallel"),
     layer_parallel=config.LayerParallel(

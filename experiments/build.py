@@ -134,8 +134,6 @@ def make_branch(
     how["widths"] = network.widths
   else:
     depth = int(network.name.removeprefix("resnet"))
-  if depth == 8:  # for two CPU cores: half as wide, too
-    how["widths"] = (8, 8, 16, 32)
   return networks.resnet_cifar(depth, outputs, channels=shape[-1], **how)
 
 

@@ -4,17 +4,14 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from mhil import (
   compiling,
   heads,
   inputs,
-  objectives,
   partitions,
   phases,
   programs,
-  scoring,
   served,
   sharding,
 )
@@ -58,34 +55,6 @@ def whole(run: Run) -> Run:
     programs=(compiled,),
     traffic=sharding.collectives(compiled, run.mesh),
   )
-
-
-def settling(run: Run) -> Any:
-  """Jitted `(state, epoch, task, samples) -> stats`; None if none differ."""
-  recipe = run.recipe
-  if run.objective.settle is None:
-    return None
-  step = programs.train_step(
-    run.mesh,
-    run.dataset,
-    objectives.settling(run.objective),
-    run.loss,
-    optax.identity(),
-    rate_of(recipe),
-    recipe.train_heads,
-    run.transform,
-    recipe.correction,
-    recipe.streamed,
-  )
-  return jax.jit(lambda *given: step(*given).bank.stats)
-
-
-def probing(run: Run) -> Any:
-  """Jitted `(bank, head, images) -> {name: ..}`; None if none is asked."""
-  if run.objective.probe is None:
-    return None
-  how = run.mesh, run.dataset, run.objective
-  return jax.jit(scoring.of_head(heads.probe, *how))
 
 
 def _served(run: Run, step: Any) -> Any:

@@ -58,13 +58,12 @@ class Stream:
 class Network:
   """The branch of one head.
 
-  `mlp` (`widths`: hidden units), `convnet` (`widths`: features), `resnet8`,
-  `resnet14`, `resnet20`, `resnet32`, `resnet110`, `resnet18`,
-  `resnet18_imagenet` (their own widths), `resnet` (`widths` of stem and
-  sections, `blocks` of each). `dtype` is that of the computation; parameters
-  stay float32. `output_norm` normalises an mlp's logits by batch. `reads`,
-  unless 0: the classifier is frozen and reads so many features only, so that
-  credit has to reach those.
+  `mlp` (`widths`: hidden units), `convnet` (`widths`: features), `resnet14`,
+  `resnet20`, `resnet32`, `resnet110`, `resnet18`, `resnet18_imagenet` (their
+  own widths), `resnet` (`widths` of stem and sections, `blocks` of each).
+  `dtype` is that of the computation; parameters stay float32. `output_norm`
+  normalises an mlp's logits by batch. `reads`, unless 0: the
+  classifier is frozen and reads so many features only.
   """
 
   name: str = "mlp"

@@ -13,9 +13,10 @@ none over `head` with D-CE; over `data` the gradients of the device's heads.
 
 What is ours: the loop over the open heads of a device. The paper's abstract
 has one head a node. Here head `i` is entry `divmod(i, h)` of arrays `[l, h,
-...]`: dealt in turn, so that a young stream already uses every device. The loop's bound is dynamic: one compiled program serves any number of
-open heads, a closed head costs nothing, and temporary memory is that of one
-head, its state included. This is legal because D-CE is separable.
+...]`: dealt in turn, so that a young stream already uses every device. The
+loop's bound is dynamic: one compiled program serves any number of open heads,
+a closed head costs nothing, and temporary memory is that of one head, its state
+included. This is legal because D-CE is separable.
 """
 
 from collections.abc import Callable
@@ -129,8 +130,7 @@ def update(
       assert isinstance(objective, objectives.Objective)
       last = learn(objectives.readout(objective), ("readout",))
       return lax.cond(head == task.opened - 1, everything, last, part)
-    # Always true, but XLA cannot know: else it fuses the step with the update
-    # in place and copies the whole bank to do so.
+    # Always true, but XLA cannot know: else it would copy the whole bank.
     return lax.cond(head < task.opened, everything, lambda part: part, part)
 
   how = {"loss": loss, "train_heads": train_heads, "shared": shared}
@@ -152,9 +152,8 @@ def visit(
 
   Args:
     bank: rows `[l, 1, ...]` of any tree.
-    task, prior, batch, loss, train_heads: as in `update`.
+    task, prior, batch, loss, train_heads: as in `update`; shared: of a loss.
     function: `(a head's part, its number, criterion) -> new part`.
-    shared: of `losses.Loss.share`.
   """
   here, width = lax.axis_index("head"), lax.axis_size("head")
   stop = _count(task.opened, here, width)
@@ -225,9 +224,7 @@ def features(
   *,
   objective: objectives.Objective,
 ) -> jax.Array:
-  """Features `[1, b, f]` in one head, or in a neighbour of its on devices
-  that do not hold it; runs in `shard_map`, without a collective.
-  """
+  """Features `[1, b, f]` in one head, or a neighbour; in `shard_map`."""
   return _of_head(bank, head, images, objective.features)[None]
 
 

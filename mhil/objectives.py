@@ -92,11 +92,11 @@ class Objective(NamedTuple):
       they are others: batch norm by the statistics of the batch.
     collect: `(params, stats, images) -> stats`: normalisation statistics of
       these images for a test; None where those of training serve.
+    settle: `(params, stats, images) -> stats`: statistics moved towards those
+      of the network that is tested, where training collects those of another;
+      None where they are the same.
     spread: `(run, mesh) -> run`, how its parts lie along `stage`; see
       `stages`. None where they cannot.
-    settle: `(params, stats, images) -> stats`: normalisation statistics moved
-      towards those of the network that is tested, where training collects
-      those of another; None where they are the same.
     probe: `(params, stats, images) -> {name: [b, ...]}`, what more is to be
       measured on test images: logits `[b, c+1]`, or a number a sample.
     facts: of the method, for tables; JSON-safe.
@@ -109,8 +109,8 @@ class Objective(NamedTuple):
   features: Callable[[Tree, Tree, Array], Float[Array, "b f"]]
   trained: Callable[[Tree, Tree, Array], Float[Array, "b k"]] | None = None
   collect: Callable[[Tree, Tree, Array], Tree] | None = None
-  spread: Callable[..., Any] | None = None
   settle: Callable[[Tree, Tree, Array], Tree] | None = None
+  spread: Callable[..., Any] | None = None
   probe: Callable[[Tree, Tree, Array], dict[str, Array]] | None = None
   facts: dict[str, Any] = {}  # noqa: RUF012  (never written to)
 

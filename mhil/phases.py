@@ -98,14 +98,14 @@ def settle(
 
   They move as in training, over the first batches of the phase again.
   """
-  if run.settle is None:
+  if run.new_stats is None:
     return state
   first = feed.phase.steps.start
   stop = min(feed.phase.steps.stop, first + SETTLING)
   bank = run.whole(state.bank)._replace(opt=(), side=())
   for step, given in zip(range(first, stop), inputs.steps(run, feed, first)):
     now = programs.State(run_lib.scalar(step, run.mesh), bank, state.memory)
-    stats = run.settle(now, given[0], feed.task, given[1])
+    stats = run.new_stats(now, given[0], feed.task, given[1])
     bank = bank._replace(stats=jax.block_until_ready(stats))
   return state._replace(bank=run.with_stats(state.bank, bank.stats))
 

@@ -12,6 +12,7 @@ from mhil import (
   heads,
   inputs,
   losses,
+  measuring,
   objectives,
   parting,
   partitions,
@@ -67,8 +68,8 @@ def build(
     ),
     None,
     jax.jit(scoring.of_head(heads.features, home, dataset, objective)),
-    None,
-    None,
+    measuring.new_stats(home, dataset, objective, loss, recipe, transform),
+    measuring.probe(home, dataset, objective),
     lambda bank, stats: bank._replace(stats=stats),
     [],
     (0, 0),
@@ -77,7 +78,6 @@ def build(
     partition,
   )
   run = parting.attach(run)
-  run = run._replace(settle=assembly.settling(run), probe=assembly.probing(run))
   if objective.spread is not None and mesh.shape["stage"] > 1:
     run = objective.spread(run, mesh)
   else:

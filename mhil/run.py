@@ -49,7 +49,7 @@ class Run(NamedTuple):
     fresh: `key -> bank`.
     reset: `bank -> bank` with new optimiser state, for every head.
     features: jitted `(bank, head, images) -> [h, b, f]`.
-    settle: jitted `(state, epoch, task, samples) -> stats`, or None; see
+    new_stats: jitted `(state, epoch, task, samples) -> stats`, or None; see
       `objectives.Objective`.
     probe: jitted `(bank, head, images) -> {name: [h, b, ...]}`, or None.
     with_stats: `(bank, stats) -> bank`, of settled statistics.
@@ -82,7 +82,7 @@ class Run(NamedTuple):
   fresh: Any
   reset: Any
   features: Any
-  settle: Any
+  new_stats: Any
   probe: Any
   with_stats: Any
   traffic: list[sharding.Collective]

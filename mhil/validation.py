@@ -5,7 +5,7 @@ from typing import Any
 from mhil import config as config_lib
 
 RESNETS = (
-  *(f"resnet{depth}" for depth in (8, 14, 20, 32, 110, 18)),
+  *(f"resnet{depth}" for depth in (14, 20, 32, 110, 18)),
   "resnet18_imagenet",
   "resnet",
 )
