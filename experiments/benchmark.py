@@ -20,6 +20,7 @@ from absl import flags
 
 from experiments import (
   bench_heads,
+  bench_layers,
   bench_memory,
   bench_pipeline,
   bench_rehearsal,
@@ -34,6 +35,7 @@ from mhil import facts, sharding
 
 SUITES = {
   "heads": bench_heads.SUITE,
+  "layers": bench_layers.SUITE,
   "memory": bench_memory.SUITE,
   "pipeline": bench_pipeline.SUITE,
   "rehearsal": bench_rehearsal.SUITE,
@@ -60,7 +62,7 @@ def main() -> None:
   name, out = flags.FLAGS.suite, flags.FLAGS.out
   path = writable(out) if out else None
   suite = SUITES[name]
-  if suite is bench_stages.SUITE:
+  if suite in (bench_layers.SUITE, bench_stages.SUITE):
     bench_stages.one_core()
   workdir.enable_compilation_cache()
   with cli.checking():

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import optax
 from jax.sharding import Mesh
 
-from experiments import build_subnets
+from experiments import build_layers, build_subnets
 from mhil import config as config_lib
 from mhil import (
   cuts,
   data,
+  frozen,
   local,
   losses,
   modules,
@@ -71,6 +72,7 @@ def parts(config: config_lib.Config) -> Parts:
   transform = make_memory(config, stages.meshes(mesh)[0], dataset)
   prepare.check(mesh, stream, dataset, recipe, transform.size)
   branch = make_branch(config.network, dataset, stream.head_width + 1)
+  branch = frozen.frozen(branch, config.network.reads)
   objective = make_objective(config, branch, dataset)
   partition = partitions.NONE
   if config.mesh.subnet > 1:
@@ -132,6 +134,8 @@ def make_branch(
     how["widths"] = network.widths
   else:
     depth = int(network.name.removeprefix("resnet"))
+  if depth == 8:  # for two CPU cores: half as wide, too
+    how["widths"] = (8, 8, 16, 32)
   return networks.resnet_cifar(depth, outputs, channels=shape[-1], **how)
 
 
@@ -141,6 +145,8 @@ def make_objective(
   """How one branch learns."""
   if config.objective.name == "end_to_end":
     return objectives.end_to_end(branch)
+  if config.objective.name == "layer_parallel":
+    return build_layers.make(config.layer_parallel, branch, dataset)
   cut = make_split(config.local, branch, dataset)
   objective, count = local.local(cut), config.mesh.stage
   if count == 1:

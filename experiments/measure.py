@@ -77,6 +77,14 @@ class Stepper:
       self._state, self._epoch, self._feed.task, self.run.train_set
     )
 
+  def given(self) -> tuple[Any, ...]:
+    """What begins a step: step, memory, epoch, task, samples."""
+    state, run = self._state, self.run
+    return (
+      *(state.step + 0, jax.tree.map(lambda x: x + 0, state.memory)),
+      *(self._epoch, self._feed.task, run.train_set),
+    )
+
   def wait(self) -> None:
     """Waits for the steps sent; see also `Run.one_at_a_time`."""
     jax.block_until_ready(self._state)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import suites
+from experiments import layers_table, suites
 from mhil import comparison, sharding
 
 # By a row's label, the numbers of its runs, seed after seed.
@@ -44,6 +44,7 @@ def write(out: pathlib.Path, suite: str, about: list[str], done: Done) -> None:
     "|" + " --- |" * len(head),
     *("| " + " | ".join(cells) + " |" for cells in body),
     *(_costs(done) if suite in suites.COSTS else []),
+    *(layers_table.lines(done) if suite in suites.LAYERS else []),
     *_distances(suites.SUITES[suite], done),
   ]
   out.with_suffix(".md").write_text("\n".join(lines) + "\n")

@@ -1,36 +1,9 @@
 """The comparisons that have a name: rows of a config and its overrides."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-
-class Row(NamedTuple):
-  """One line of a table.
-
-  Attributes:
-    label: what the line says it is.
-    config: name of a file in `configs/`.
-    overrides: `{"group.field": value}`.
-    at: where the row lies in a figure, `{name of a number: its value}`; rows
-      that share a number are a curve.
-    curve: the name of that curve.
-    bound: `upper`, `lower` or another name: drawn as a line that goes with
-      every curve; distances from the last of the first two are tabled.
-  """
-
-  label: str
-  config: str
-  overrides: Mapping[str, Any] = {}
-  at: Mapping[str, float] = {}
-  curve: str = ""
-  bound: str = ""
-
-
-CE = {"loss.name": "ce"}
-OFF = {"loss.correction": "off"}
-MOMENTUM = {"optimizer.momentum": 0.9, "optimizer.learning_rate": 0.02}
-SCRATCH = CE | {"memory.size": -1, "train.from_scratch": True}
-RATE_0 = {"optimizer.learning_rate": 0.0}
+from experiments import suites_layers
+from experiments.rows import CE, MOMENTUM, OFF, RATE_0, SCRATCH, Row
 
 
 def _learned(config: str) -> Row:
@@ -127,6 +100,15 @@ LOCAL = [
     {"optimizer.learning_rate": 0.0},
   ),
 ]
+
+
+# Suites of layer-parallel training: a second table says what it costs, and
+# what its guesses are worth.
+LAYERS = (
+  "layer_parallel_readout",
+  "layer_parallel_ladder",
+  "layer_parallel_fashion",
+)
 # Suites whose rows are other networks: a second table says what they cost.
 COSTS = ("local_fashion",)
 
@@ -220,6 +202,9 @@ SUITES: dict[str, list[Row]] = {
     ),
   ],
   "local_fashion": LOCAL,
+  "layer_parallel_fashion": suites_layers.FASHION,
+  "layer_parallel_readout": suites_layers.READOUT,
+  "layer_parallel_ladder": suites_layers.LADDER,
   "rehearsal_fashion_4": _rehearsal("rehearsal_fashion_4", 12_000),
   "cifar10_5x2": [
     make("cifar10_5x2") for make in (_learned, _ce, _none, _fine_tuning)

@@ -74,6 +74,8 @@ def train(
   fingerprint = data.fingerprint(parts.dataset)
   workdir.claim(folder, config, resume, fingerprint)
   print(workdir.memory(parts.transform.facts, config.memory.size))
+  if "stage_multiply_adds" in parts.objective.facts:
+    print(workdir.stages(parts.objective.facts, config.mesh.stage))
   with (
     checkpoint.Checkpoints(
       folder / "checkpoints",

@@ -161,6 +161,8 @@ def write(
     },
     folder / "curves.png",
   )
+  if any(numbers["probes"]):
+    plots.guesses(numbers["probes"], folder / "guesses.png")
   # Last, so that its presence says that the run is complete.
   text = json.dumps(numbers, indent=1, allow_nan=False) + "\n"
   _replace(folder / "metrics.json", text)
@@ -176,6 +178,19 @@ def memory(facts: dict[str, Any], size: int) -> str:
     f"memory: {facts['samples']:,} samples over the whole mesh, "
     f"{facts['bytes']:,} bytes, {facts['bytes_per_device']:,} bytes a device "
     f"({facts['kind']})"
+  )
+
+
+def stages(facts: dict[str, Any], devices: int) -> str:
+  """Stages that learn at once, and what the model says of them, in a line."""
+  shares = np.array(facts["stage_multiply_adds"])
+  shares = 100 * shares / shares.sum()
+  return (
+    f"layer-parallel: {len(shares)} stages of "
+    f"{', '.join(f'{share:.0f}' for share in shares)} % of the multiply-adds, "
+    f"networks that guess {100 * facts['aux_share']:.1f} %; with a device a "
+    f"stage a step is to end {facts['counted_speedup']:.2f} times as soon by "
+    f"that count; here {devices} along mesh.stage"
   )
 
 

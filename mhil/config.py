@@ -58,11 +58,13 @@ class Stream:
 class Network:
   """The branch of one head.
 
-  `mlp` (`widths`: hidden units), `convnet` (`widths`: features), `resnet14`,
-  `resnet20`, `resnet32`, `resnet110`, `resnet18`, `resnet18_imagenet` (their
-  own widths), `resnet` (`widths` of stem and sections, `blocks` of each).
-  `dtype` is that of the computation; parameters stay float32. `output_norm`
-  normalises an mlp's logits by batch.
+  `mlp` (`widths`: hidden units), `convnet` (`widths`: features), `resnet8`,
+  `resnet14`, `resnet20`, `resnet32`, `resnet110`, `resnet18`,
+  `resnet18_imagenet` (their own widths), `resnet` (`widths` of stem and
+  sections, `blocks` of each). `dtype` is that of the computation; parameters
+  stay float32. `output_norm` normalises an mlp's logits by batch. `reads`,
+  unless 0: the classifier is frozen and reads so many features only, so that
+  credit has to reach those.
   """
 
   name: str = "mlp"
@@ -71,6 +73,7 @@ class Network:
   dtype: str = "float32"
   blocks: tuple[int, ...] = ()
   output_norm: bool = False
+  reads: int = 0
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -96,7 +99,7 @@ class Subnets:
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class Objective:
-  """How a branch learns: `end_to_end` or `local`."""
+  """How a branch learns: `end_to_end`, `local` or `layer_parallel`."""
 
   name: str = "end_to_end"
 
@@ -123,6 +126,36 @@ class Local:
   task_first: float = 1.0
   task_last: float = 1.0
   isolated: bool = True
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class LayerParallel:
+  """Stages that learn at once, for `objective.name=layer_parallel`.
+
+  So many `stages` of about equal cost, or `cuts`: the numbers of the pieces,
+  from 1, at which a stage begins. `method` is `penalty` or `lagrangian`;
+  `states` come from a `network` or are kept by `sample`, and so are the
+  `multipliers`. `beta`, `eta`, `sweeps`, `corrections`, `serial_every` and
+  `correction` (`full`, or as controls `no_credit` and `off`): see
+  `coupling.Method`.
+  Auxiliary networks of `depth` hidden layers cost this share of the branch's
+  multiply-adds, and their gradients are multiplied by `rate`.
+  """
+
+  stages: int = 1
+  cuts: tuple[int, ...] = ()
+  method: str = "penalty"
+  states: str = "network"
+  multipliers: str = "network"
+  beta: float = 1.0
+  eta: float = 1.0
+  sweeps: int = 0
+  corrections: int = 1
+  correction: str = "full"
+  serial_every: int = 0
+  cost: float = 0.1
+  depth: int = 2
+  rate: float = 1.0
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -227,6 +260,9 @@ class Config:
   subnets: Subnets = dataclasses.field(default_factory=Subnets)
   objective: Objective = dataclasses.field(default_factory=Objective)
   local: Local = dataclasses.field(default_factory=Local)
+  layer_parallel: LayerParallel = dataclasses.field(
+    default_factory=LayerParallel
+  )
   loss: Loss = dataclasses.field(default_factory=Loss)
   memory: Memory = dataclasses.field(default_factory=Memory)
   optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)

@@ -29,8 +29,7 @@ class Route(NamedTuple):
   Attributes:
     owner: `[n, m]` the device that has the unit of each wanted place.
     place: `[n, m]` where it lies there.
-    rank: `[n, m]` the how manieth of those that its owner sends to the same
-      device.
+    rank: `[n, m]` its number among those that its owner sends to this device.
     most: `[]` the most units that one device sends to another or keeps.
   """
 

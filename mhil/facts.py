@@ -44,6 +44,7 @@ def of_run(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
       sum(len(phase.steps) for phase in run.phases_of(t))
       for t in range(open_heads)
     ],
+    "objective": {"name": run.objective.name, **run.objective.facts},
     "mesh": dict(run.grid.shape),
     "devices": [str(d) for d in run.grid.devices.flat],
     "seed": run.seed,

@@ -14,10 +14,9 @@ none over `head` with D-CE; over `data` the gradients of the device's heads.
 What is ours: the loop over the open heads of a device. The paper's abstract
 has one head a node. Here head `i` is entry `divmod(i, h)` of arrays
 `[l, h, ...]`: dealt in turn, so that a young stream already uses every
-device, in order when flattened, so that a bank moves to another mesh by a
-reshape. The loop's bound is dynamic: one compiled program serves any number
-of open heads, a closed head costs nothing, and temporary memory is that of
-one head, its state included. This is legal because D-CE is separable.
+device. The loop's bound is dynamic: one compiled program serves any number of
+open heads, a closed head costs nothing, and temporary memory is that of one
+head, its state included. This is legal because D-CE is separable.
 """
 
 from collections.abc import Callable
@@ -108,23 +107,11 @@ def update(
     train_heads: `all`, `readout` (old heads train their last layer) or `new`
       (old heads are frozen and, with D-CE, not even evaluated).
   """
-  here, width = lax.axis_index("head"), lax.axis_size("head")
-  stop = _count(task.opened, here, width)
-  newest = task.opened - 1
-  first = jnp.where(newest % width == here, newest // width, stop)
-  start = first if train_heads == "new" else jnp.zeros_like(stop)
+  stop = _count(task.opened, lax.axis_index("head"), lax.axis_size("head"))
   shared = _share(bank, task, prior, batch, stop, objective, loss)
   scale = rate(step, task)
 
-  def train(i, bank):
-    head = i * width + here
-    own = batch.owners == head
-    targets = jnp.where(own, batch.columns, task.valid.shape[-1])
-
-    def criterion(logits):
-      tables = prior[i], task.valid[i, 0]
-      return loss.value(logits, targets, *tables, shared)
-
+  def train(part, head, criterion):
     def learn(method, moving):
       def run(part):
         out = method.step(
@@ -139,19 +126,56 @@ def update(
 
       return run
 
-    part = jax.tree.map(lambda x: x[i, 0], bank)
     everything = learn(objective, tuple(part.params))
     if train_heads == "readout":
       assert isinstance(objective, objectives.Objective)
       last = learn(objectives.readout(objective), ("readout",))
-      new = lax.cond(head == newest, everything, last, part)
-    else:
-      # Always true, but XLA cannot know: without a conditional it fuses the
-      # step with the update in place and copies the whole bank to do so.
-      new = lax.cond(i < stop, everything, lambda part: part, part)
+      return lax.cond(head == task.opened - 1, everything, last, part)
+    # Always true, but XLA cannot know: else it fuses the step with the update
+    # in place and copies the whole bank to do so.
+    return lax.cond(head < task.opened, everything, lambda part: part, part)
+
+  how = {"loss": loss, "train_heads": train_heads, "shared": shared}
+  return visit(bank, task, prior, batch, train, **how)
+
+
+def visit(
+  bank: Tree,
+  task: Task,
+  prior: jax.Array,
+  batch: objectives.Batch,
+  function: Callable[[Tree, jax.Array, objectives.Criterion], Tree],
+  *,
+  loss: losses.Loss,
+  train_heads: str,
+  shared: Any = None,
+) -> Tree:
+  """Does something to each training head of this device; in `shard_map`.
+
+  Args:
+    bank: rows `[l, 1, ...]` of any tree.
+    task, prior, batch, loss, train_heads: as in `update`.
+    function: `(a head's part, its number, criterion) -> new part`.
+    shared: of `losses.Loss.share`.
+  """
+  here, width = lax.axis_index("head"), lax.axis_size("head")
+  stop = _count(task.opened, here, width)
+  newest = task.opened - 1
+  first = jnp.where(newest % width == here, newest // width, stop)
+  start = first if train_heads == "new" else jnp.zeros_like(stop)
+
+  def one(i, bank):
+    head, rest = i * width + here, task.valid.shape[-1]
+    targets = jnp.where(batch.owners == head, batch.columns, rest)
+
+    def criterion(logits):
+      tables = prior[i], task.valid[i, 0]
+      return loss.value(logits, targets, *tables, shared)
+
+    new = function(jax.tree.map(lambda x: x[i, 0], bank), head, criterion)
     return jax.tree.map(lambda x, y: x.at[i, 0].set(y), bank, new)
 
-  return lax.fori_loop(start, stop, train, bank)
+  return lax.fori_loop(start, stop, one, bank)
 
 
 def _move(part: Bank, out, optimizer, scale, step, moving) -> Bank:
@@ -207,9 +231,25 @@ def features(
   """Features `[1, b, f]` in one head, or in a neighbour of its on devices
   that do not hold it; runs in `shard_map`, without a collective.
   """
+  return _of_head(bank, head, images, objective.features)[None]
+
+
+def probe(
+  bank: Bank,
+  head: jax.Array,
+  images: jax.Array,
+  *,
+  objective: objectives.Objective,
+) -> dict[str, jax.Array]:
+  """What the objective measures of images, `[1, b, ...]`; as `features`."""
+  found = _of_head(bank, head, images, objective.probe)
+  return jax.tree.map(lambda x: x[None], found)
+
+
+def _of_head(bank, head, images, function):
   i = head // lax.axis_size("head")
-  params, stats = jax.tree.map(lambda x: x[i, 0], (bank.params, bank.stats))
-  return objective.features(params, stats, images)[None]
+  own = jax.tree.map(lambda x: x[i, 0], (bank.params, bank.stats))
+  return function(*own, images)
 
 
 def _count(opened, here, width):

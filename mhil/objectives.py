@@ -26,12 +26,15 @@ class Batch(NamedTuple):
     owners: `[b]` int32, the head that owns each sample's class.
     columns: `[b]` int32, the column of that class in its head.
     weight: `[b]` float32; sums to one over the whole mesh, 0 for padding.
+    number: `[b]` int32, the rows of the training set that they are; None
+      where nobody knows.
   """
 
   images: Float[Array, "b ..."]
   owners: Int[Array, " b"]
   columns: Int[Array, " b"]
   weight: Float[Array, " b"]
+  number: Int[Array, " b"] | None = None
 
 
 class Step(NamedTuple):
@@ -85,11 +88,16 @@ class Objective(NamedTuple):
     step: `(params, stats, side, batch, criterion, key) -> Step`.
     predict: `(params, stats, images) -> logits [b, c+1]`, at inference.
     features: `(params, stats, images) -> [b, f]`, before the last layer.
+    collect: `(params, stats, images) -> stats`: normalisation statistics of
+      these images for a test; None where those of training serve.
+    spread: `(run, mesh) -> run`, how its parts lie along `stage`; see
+      `stages`. None where they cannot.
     settle: `(params, stats, images) -> stats`: normalisation statistics moved
       towards those of the network that is tested, where training collects
       those of another; None where they are the same.
-    spread: `(run, mesh) -> run`, how its parts lie along `stage`; see
-      `stages`. None where they cannot.
+    probe: `(params, stats, images) -> {name: [b, ...]}`, what more is to be
+      measured on test images: logits `[b, c+1]`, or a number a sample.
+    facts: of the method, for tables; JSON-safe.
   """
 
   name: str
@@ -97,8 +105,11 @@ class Objective(NamedTuple):
   step: Callable[..., Step]
   predict: Callable[[Tree, Tree, Array], Float[Array, "b k"]]
   features: Callable[[Tree, Tree, Array], Float[Array, "b f"]]
-  settle: Callable[[Tree, Tree, Array], Tree] | None = None
+  collect: Callable[[Tree, Tree, Array], Tree] | None = None
   spread: Callable[..., Any] | None = None
+  settle: Callable[[Tree, Tree, Array], Tree] | None = None
+  probe: Callable[[Tree, Tree, Array], dict[str, Array]] | None = None
+  facts: dict[str, Any] = {}  # noqa: RUF012  (never written to)
 
 
 def end_to_end(branch: networks.Branch) -> Objective:
@@ -126,6 +137,18 @@ def end_to_end(branch: networks.Branch) -> Objective:
     return branch.features(params, stats, images, False)[0]
 
   return Objective("end_to_end", init, step, predict, features)
+
+
+def settling(objective: Objective) -> Objective:
+  """Moves the statistics by `settle` and learns nothing."""
+
+  def step(params, stats, side, batch, criterion, key):
+    del criterion, key
+    stats = objective.settle(params, stats, batch.images)
+    loss = jnp.zeros_like(jnp.sum(batch.weight))
+    return Step(loss, jax.tree.map(jnp.zeros_like, params), stats, side)
+
+  return objective._replace(name="settling", step=step)
 
 
 def readout(objective: Objective) -> Objective:

@@ -16,7 +16,7 @@ SETTLING = 1024
 
 def attach(run: run_lib.Run) -> run_lib.Run:
   """The run with its partition's programs, compiled."""
-  run, partition = run._replace(settle=settling(run)), run.partition
+  run, partition = run._replace(collect=collecting(run)), run.partition
   if partition is partitions.NONE:
     return run
   # Apart from the keys of steps and of the start.
@@ -67,17 +67,17 @@ def program(run: run_lib.Run, like: Any, renew: bool) -> Any:
   return step.lower(like, key).compile()
 
 
-def settling(run: run_lib.Run):
+def collecting(run: run_lib.Run):
   """`(bank, rows) -> bank` with statistics of draws from these samples."""
-  if run.objective.settle is None:
+  if run.objective.collect is None:
     return lambda bank, rows: bank
-  settle = jax.jit(scoring.settle(run.mesh, run.dataset, run.objective))
+  program = jax.jit(scoring.collect(run.mesh, run.dataset, run.objective))
   data = run.mesh.shape["data"]
 
-  def settled(bank, rows):
+  def collect(bank, rows):
     draw = np.random.Generator(np.random.Philox(run.seed)).choice
     chosen = draw(rows, SETTLING // data * data)
     images = np.asarray(run.dataset.train_images[chosen])
-    return settle(bank, sharding.place(images, run.mesh, P("data")))
+    return program(bank, sharding.place(images, run.mesh, P("data")))
 
-  return settled
+  return collect

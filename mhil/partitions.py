@@ -255,10 +255,16 @@ def renewed(held: Any, init: Callable[[Tree], Tree]) -> Any:
   if not isinstance(held, Parted):
     return new
   rest = {
-    name: jnp.zeros_like(x) if name.startswith("opt") else x
+    name: _blank(x) if name.startswith("opt") else x
     for name, x in held.apart.rest.items()
   }
   return new._replace(apart=held.apart._replace(rest=rest))
+
+
+@jax.jit
+def _blank(x):
+  # Not zeros_like: under jax 0.12 that forgets how `x` lies on the mesh.
+  return jnp.where(True, 0.0, x)
 
 
 def coverage(partition: Partition, indices: list[Index]) -> float:

@@ -9,6 +9,8 @@ from mhil import run as run_lib
 
 P = jax.P
 NOTHING = np.zeros(0, np.int32)
+# Statistics that move by a tenth forget all but half a per cent of their past.
+SETTLING = 50
 
 
 def open_phase(
@@ -64,22 +66,73 @@ def whole(run: run_lib.Run, state: programs.State, t: int) -> bank_lib.Bank:
   labels = run.dataset.train_labels
   new = plan.arriving(run.stream, labels, run.recipe, t)
   rows = np.union1d(new, run.transform.held(state.memory))
-  return run.settle(run.whole(state.bank), rows)
+  return run.collect(run.whole(state.bank), rows)
 
 
 def features(
   run: run_lib.Run, state: programs.State, t: int, rows: np.ndarray
 ) -> np.ndarray:
   """Features `[n, f]` of training samples in head `t`, for herding."""
-  found, bank = [], whole(run, state, t)
+  bank, images = whole(run, state, t), run.dataset.train_images
+  return _of_head(run, run.features, bank, t, images, rows)
+
+
+def _of_head(run, program, bank, t, images, rows):
+  """What a program of one head makes of images, batch by batch."""
+  found = []
   batch = run.recipe.test_batch
   for start in range(0, len(rows), batch):
     part = rows[start : start + batch]
     padded = np.pad(part, (0, batch - len(part)), mode="edge")
-    images = sharding.replicated(run.dataset.train_images[padded], run.mesh)
-    out = run.features(bank, run_lib.scalar(t, run.mesh), images)
-    found.append(np.asarray(out)[t % run.mesh.shape["head"], : len(part)])
-  return np.concatenate(found)
+    given = sharding.replicated(images[padded], run.mesh)
+    out = program(bank, run_lib.scalar(t, run.mesh), given)
+    here = t % run.mesh.shape["head"], slice(len(part))
+    found.append(jax.tree.map(lambda x, here=here: np.asarray(x)[here], out))
+  return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+
+def settle(
+  run: run_lib.Run, state: programs.State, feed: inputs.Feed
+) -> programs.State:
+  """The state with statistics of the network that is tested, if they differ.
+
+  They move as in training, over the first batches of the phase again.
+  """
+  if run.settle is None:
+    return state
+  first = feed.phase.steps.start
+  stop = min(feed.phase.steps.stop, first + SETTLING)
+  bank = run.whole(state.bank)._replace(opt=(), side=())
+  for step, given in zip(range(first, stop), inputs.steps(run, feed, first)):
+    now = programs.State(run_lib.scalar(step, run.mesh), bank, state.memory)
+    stats = run.settle(now, given[0], feed.task, given[1])
+    bank = bank._replace(stats=jax.block_until_ready(stats))
+  return state._replace(bank=run.with_stats(state.bank, bank.stats))
+
+
+def probe(run: run_lib.Run, state: programs.State, t: int) -> dict[str, float]:
+  """What the objective measures of each open head on its classes' test images.
+
+  Of logits, the accuracy within the head; of other numbers, the mean; then
+  the mean over heads.
+  """
+  if run.probe is None:
+    return {}
+  stream, dataset, rows = run.stream, run.dataset, []
+  bank = run.whole(state.bank)
+  for head in range(t + 1):
+    mine = np.flatnonzero(stream.head_of[dataset.test_labels] == head)
+    found = _of_head(run, run.probe, bank, head, dataset.test_images, mine)
+    column = stream.column_of[dataset.test_labels[mine]]
+    width = stream.sizes[head]
+    rows.append(
+      {
+        name: (x[:, :width].argmax(1) == column) if x.ndim == 2 else x
+        for name, x in found.items()
+      }
+    )
+  names = rows[0]
+  return {n: float(np.mean([row[n].mean() for row in rows])) for n in names}
 
 
 def evaluate(

@@ -97,6 +97,42 @@ def curves(
   figure.savefig(path)
 
 
+def guesses(
+  rows: Sequence[Mapping[str, float]], path: Path, title: str = ""
+) -> None:
+  """Draws what layer-parallel training measured after each task.
+
+  Args:
+    rows: by name, for each task: accuracies `settled/chain`,
+      `collected/chain`, `settled/aux`; `settled/violation1` and so on.
+    path: file to write.
+    title: heading of the figure.
+  """
+  figure = Figure((8, 3.2), dpi=_DPI, layout="constrained")
+  accuracies, violations = figure.subplots(1, 2)
+  shown = {
+    "settled/chain": "chain",
+    "collected/chain": "chain, statistics as collected",
+    "settled/aux": "guess and last stage",
+  }
+  off = sorted({k for row in rows for k in row if "settled/violation" in k})
+  numbers = {k: f"interface {k.removeprefix('settled/violation')}" for k in off}
+  for axes, names in (accuracies, shown), (violations, numbers):
+    for i, (name, label) in enumerate(names.items()):
+      values = [row.get(name, np.nan) for row in rows]
+      style = {"color": OKABE_ITO[i % 7], "marker": _MARKERS[i % 7], "lw": 1.6}
+      axes.plot(range(len(rows)), values, ms=5, label=label, **style)
+    axes.set_xticks(_task_ticks(len(rows)))
+    axes.set(xlabel="after task", ylim=(-0.02, 1.02))
+    axes.grid(axis="y", color="0.9", lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+  accuracies.set(ylabel="accuracy within the heads")
+  violations.set(ylabel="guess against truth, relative", ylim=(0, None))
+  figure.suptitle(title, wrap=True)
+  figure.savefig(path)
+
+
 def probes(
   curves: Mapping[str, Sequence[float]], path: Path, title: str = ""
 ) -> None:

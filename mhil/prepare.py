@@ -1,13 +1,13 @@
 """Builds a run: checks its parts, places the data, compiles the programs."""
 
 import math
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from mhil import (
+  assembly,
   compiling,
   heads,
   inputs,
@@ -17,10 +17,7 @@ from mhil import (
   partitions,
   phases,
   plan,
-  programs,
   scoring,
-  served,
-  sharding,
   stages,
   streams,
   transforms,
@@ -28,7 +25,7 @@ from mhil import (
 from mhil import data as data_lib
 from mhil import run as run_lib
 from mhil.recipe import Recipe
-from mhil.run import Run, rate_of, scalar, shown, start
+from mhil.run import Run, scalar, start
 
 
 def build(
@@ -69,7 +66,10 @@ def build(
       partition, objective, recipe.optimizer, len(stream.tasks), home
     ),
     None,
-    jax.jit(scoring.head_features(home, dataset, objective)),
+    jax.jit(scoring.of_head(heads.features, home, dataset, objective)),
+    None,
+    None,
+    lambda bank, stats: bank._replace(stats=stats),
     [],
     (0, 0),
     (),
@@ -77,10 +77,11 @@ def build(
     partition,
   )
   run = parting.attach(run)
+  run = run._replace(settle=assembly.settling(run), probe=assembly.probing(run))
   if objective.spread is not None and mesh.shape["stage"] > 1:
     run = objective.spread(run, mesh)
   else:
-    run = _whole(run)
+    run = assembly.whole(run)
   bank = start(run).bank
   tally = scoring.evaluate(
     scoring.class_scores(home, dataset, objective, loss),
@@ -96,45 +97,6 @@ def build(
   counting = tallying.compile()
   compiles = run.compiles[0], compiling.count() - before
   return run._replace(tally=counting, compiles=compiles)
-
-
-def _whole(run: Run) -> Run:
-  """The run with its programs, where a branch is one part."""
-  recipe = run.recipe
-  step = programs.train_step(
-    run.mesh,
-    run.dataset,
-    run.partition.part or run.objective,
-    run.loss,
-    recipe.optimizer,
-    rate_of(recipe),
-    recipe.train_heads,
-    run.transform,
-    recipe.correction,
-    recipe.streamed,
-    run.partition,
-  )
-  state, feed = start(run), phases.open_phase(run, run.phases[0])
-  lowered = jax.jit(step, donate_argnums=0).lower(
-    shown(run, state),
-    inputs.batches(run, feed, 0),
-    feed.task,
-    inputs.shapes(run)[0],
-  )
-  before = compiling.count()
-  compiled = lowered.compile()
-  compiles = compiling.count() - before
-  # Now, for a resumed run needs it first in the middle of the stream.
-  how = recipe.optimizer.init, run.mesh, run.partition.layout
-  params = partitions.bank_of(state.bank).params
-  optimizer = jax.jit(heads.each(*how)).lower(params).compile()
-  return run._replace(
-    step=_served(run, compiled),
-    reset=lambda held: partitions.renewed(held, optimizer),
-    compiles=(compiles, 0),
-    programs=(compiled,),
-    traffic=sharding.collectives(compiled, run.mesh),
-  )
 
 
 def check_spread(
@@ -180,15 +142,6 @@ def check_parts(
         f"{field}={size} does not divide by mesh.data={data} times "
         f"mesh.subnet={subnet}; use {max(1, round(size / each)) * each}"
       )
-
-
-def _served(run: Run, step: Any) -> Any:
-  """The step, with the host's part where it holds the memory's rows."""
-  if run.transform.hosted is None:
-    return step
-  images = run.dataset.train_images
-  serve = run.transform.hosted.server(lambda rows: np.asarray(images[rows]))
-  return served.Served(step, serve, run.mesh.shape["data"])
 
 
 def check(

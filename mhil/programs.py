@@ -184,6 +184,7 @@ def take(
     label[me],
     me * order.shape[1] + jnp.arange(order.shape[1]),
     (order[me] >= 0).astype(jnp.float32),
+    number[me],
   )
   return batch, everyone
 
@@ -220,10 +221,9 @@ def inputs_of(
   )
   # The last batch of a pass may leave a part without any.
   total = jnp.maximum(lax.psum(jnp.sum(batch.weight), "data"), 1.0)
+  owners, columns = samples.owners[batch.label], samples.columns[batch.label]
   weight = batch.weight / total
-  return objectives.Batch(
-    images, samples.owners[batch.label], samples.columns[batch.label], weight
-  )
+  return objectives.Batch(images, owners, columns, weight, batch.number)
 
 
 def priors(

@@ -22,6 +22,7 @@ class Progress(NamedTuple):
     seconds: training time of each task begun.
     waited: seconds in which the loop waited for its next batch.
     stepped: seconds between the waits, within a stretch of steps.
+    probes: what the objective measured after each task, by name.
   """
 
   step: int = 0
@@ -31,6 +32,7 @@ class Progress(NamedTuple):
   seconds: tuple[float, ...] = ()
   waited: float = 0.0
   stepped: float = 0.0
+  probes: tuple[dict[str, float], ...] = ()
 
 
 class NotFinite(ArithmeticError):
@@ -121,12 +123,15 @@ class Recorder:
       first = np.where(bad < 0, np.iinfo(np.int32).max, bad).min(1)
       raise NotFinite(int(first.argmin()), int(first.min()) + 1)
 
-  def end(self, tally) -> None:
-    """Books the test after a task."""
+  def end(self, tally, found: dict[str, dict[str, float]]) -> None:
+    """Books the test after a task, and what the objective measured."""
     tally = metrics.Tally(*(np.asarray(x) for x in tally))
-    self._done = self._done._replace(tallies=(*self._done.tallies, tally))
+    probe = {f"{a}/{b}": x for a, row in found.items() for b, x in row.items()}
+    self._done = self._done._replace(
+      tallies=(*self._done.tallies, tally), probes=(*self._done.probes, probe)
+    )
     self._stop_clock()
-    self._log(self.step, accuracies(tally))
+    self._log(self.step, accuracies(tally) | probe)
 
   def progress(self) -> Progress:
     """Everything up to now."""
@@ -193,6 +198,7 @@ def measured(done: Progress) -> dict[str, Any]:
     "confusion_between_heads": last.confusion[:n, :n].tolist(),
     "seconds_per_task": list(done.seconds),
     "waiting_share": done.waited / (done.waited + done.stepped),
+    "probes": list(done.probes),
     "steps": done.step,
   }
 
@@ -216,4 +222,5 @@ def from_json(saved: dict[str, Any]) -> Progress:
     seconds=tuple(saved["seconds"]),
     waited=saved["waited"],
     stepped=saved["stepped"],
+    probes=tuple(saved.get("probes", ())),
   )

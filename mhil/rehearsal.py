@@ -130,6 +130,7 @@ def transform(
       drawn.label,
       everyone.label.size + drawn.order,
       drawn.weight,
+      drawn.number,
     )
     memory = Memory(buffer, later, later_on_average, offered)
     return memory, transforms.join(batch, more)

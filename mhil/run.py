@@ -40,7 +40,7 @@ class Run(NamedTuple):
       are trained apart tell each other now and then.
     whole: `bank -> bank` with each head's whole branch where the parts of a
       branch are trained apart; what tests, predictions and hashes read.
-    settle: `(bank, rows) -> bank` of whole branches, with the statistics that
+    collect: `(bank, rows) -> bank` of whole branches, with the statistics that
       tests want, for which it may look at `rows` of the training set.
     read: `state -> (state, loss [l, h, ..], bad_step [l, h, ..])`, the state
       with cleared losses.
@@ -49,6 +49,10 @@ class Run(NamedTuple):
     fresh: `key -> bank`.
     reset: `bank -> bank` with new optimiser state, for every head.
     features: jitted `(bank, head, images) -> [h, b, f]`.
+    settle: jitted `(state, epoch, task, samples) -> stats`, or None; see
+      `objectives.Objective`.
+    probe: jitted `(bank, head, images) -> {name: [h, b, ...]}`, or None.
+    with_stats: `(bank, stats) -> bank`, of settled statistics.
     compiles: how often XLA compiled a step's programs and `tally`.
     programs: the compiled programs of a step, one or one a stage.
     traffic: their collectives, read from the optimised programs.
@@ -78,13 +82,16 @@ class Run(NamedTuple):
   fresh: Any
   reset: Any
   features: Any
+  settle: Any
+  probe: Any
+  with_stats: Any
   traffic: list[sharding.Collective]
   compiles: tuple[int, int]
   programs: tuple[Any, ...]
   grid: Mesh
   partition: partitions.Partition = partitions.NONE
   exchanged: tuple[sharding.Collective, ...] = ()
-  settle: Callable[[bank_lib.Bank, np.ndarray], bank_lib.Bank] = (
+  collect: Callable[[bank_lib.Bank, np.ndarray], bank_lib.Bank] = (
     lambda bank, rows: bank
   )
 

@@ -4,6 +4,7 @@ Each is a program to be compiled, once for a whole stream.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,14 +49,22 @@ def class_scores(
   return scores
 
 
-def head_features(
-  mesh: Mesh, dataset: data_lib.Dataset, objective: objectives.Objective
-) -> Callable[..., jax.Array]:
-  """`(bank, head, images [b, ...]) -> [h, b, f]`; row `head % h` counts."""
+def of_head(
+  function: Callable[..., Any],
+  mesh: Mesh,
+  dataset: data_lib.Dataset,
+  objective: objectives.Objective,
+) -> Callable[..., Any]:
+  """`(bank, head, images [b, ...]) -> [h, b, ...]`; row `head % h` counts.
+
+  Args:
+    function: `heads.features` or `heads.probe`.
+    mesh, dataset, objective: of the run.
+  """
 
   def local(bank, head, images):
     images = augment.prepare(images, **programs.pixels(dataset), train=False)
-    return heads.features(bank, head, images, objective=objective)
+    return function(bank, head, images, objective=objective)
 
   return jax.shard_map(
     local,
@@ -65,15 +74,15 @@ def head_features(
   )
 
 
-def settle(
+def collect(
   mesh: Mesh, dataset: data_lib.Dataset, objective: objectives.Objective
 ) -> Callable[..., bank_lib.Bank]:
-  """`(bank, images [b, ...]) -> bank` whose statistics are settled.
+  """`(bank, images [b, ...]) -> bank` with statistics of these images.
 
-  Closed heads are settled too, which does them no harm.
+  Closed heads get some too, which does them no harm.
   """
-  assert objective.settle is not None
-  one = objective.settle
+  assert objective.collect is not None
+  one = objective.collect
 
   def local(bank, images):
     images = augment.prepare(images, **programs.pixels(dataset), train=False)

@@ -100,7 +100,7 @@ def _empty_flight(run) -> Flight:
   feed = phases.open_phase(run, run.phases[0])
   given = inputs.batches(run, feed, 0), feed.task, inputs.shapes(run)[0]
   memory, step = run.transform.init(), run_lib.scalar(0, run.mesh)
-  begin = _on_home(run, _begin(run))
+  begin = on_home(run, beginning(run))
   shapes = jax.eval_shape(begin, step, memory, *given)[1]
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   where = jax.tree.map(
@@ -133,7 +133,7 @@ def lower(
   return begin, *rest
 
 
-def _begin(run):
+def beginning(run):
   """`(step, memory, epoch, task, samples) -> (memory, flight)`."""
   begin = programs.beginning(
     run.dataset,
@@ -151,7 +151,7 @@ def _begin(run):
   return local
 
 
-def _on_home(run, local, bank=()):
+def on_home(run, local, bank=()):
   """Lifts what begins a step; `bank` are the specs of arguments before."""
   memory = programs.state_spec(run.transform).memory
   samples = programs.samples_spec(run.recipe.streamed)
@@ -165,14 +165,14 @@ def _on_home(run, local, bank=()):
 
 
 def _first(run, stage):
-  begin = _begin(run)
+  begin = beginning(run)
 
   def local(bank, step, memory, epoch, task, samples):
     memory, flight = begin(step, memory, epoch, task, samples)
     bank = _work(run, stage, bank, flight)
     return bank, memory, flight
 
-  return _on_home(run, local, (SPEC.bank,))
+  return on_home(run, local, (SPEC.bank,))
 
 
 def _later(run, stage, here):

@@ -113,6 +113,7 @@ def partition(
     raise ValueError(
       f"subnets.local_steps={every} never trains a subnet; use 1 or more"
     )
+  _check("method", method, METHODS)
   average = method == "data_parallel"
 
   def step(*arguments):
@@ -202,7 +203,11 @@ def tested(
       the merged net's behind its first layer; `batch`, the test batch's own,
       as in the paper, so that a prediction depends on its company;
       `collected`, one pass of training samples through the merged net.
+
+  Raises:
+    ValueError: for others.
   """
+  _check("statistics", statistics, STATISTICS)
   if statistics == "batch":
     return objective._replace(
       predict=lambda p, s, x: branch.apply(p, s, x, True)[0],
@@ -210,11 +215,18 @@ def tested(
     )
   if statistics == "collected":
 
-    def settle(params, stats, images):
+    def collect(params, stats, images):
       # From zero, a training step leaves a tenth of the batch's statistics.
       blank = jax.tree.map(jnp.zeros_like, stats)
       moved = branch.apply(params, blank, images, True)[1]
       return jax.tree.map(lambda x: 10 * x, moved)
 
-    return objective._replace(settle=settle)
+    return objective._replace(collect=collect)
   return objective
+
+
+def _check(field: str, value: str, known: Sequence[str]) -> None:
+  if value not in known:
+    raise ValueError(
+      f"subnets.{field}={value!r} is not known; use one of {', '.join(known)}"
+    )

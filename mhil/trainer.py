@@ -162,7 +162,7 @@ def fit(
   def save():
     # Only sound states are saved, so a save is always the last good one.
     note.flush()
-    note.check(run.whole(state.bank).bad_step)
+    note.check(run.read(state)[2])
     assert checkpoints is not None
     try:
       checkpoints.save(note.step, state, progress.to_json(note.progress()))
@@ -211,7 +211,10 @@ def fit(
         state = phases.keep(run, state, t)
       if phase is not run.phases_of(t)[-1]:
         continue
-      note.end(phases.evaluate(run, state, feed))
+      found = {"collected": phases.probe(run, state, t)}
+      state = phases.settle(run, state, feed)
+      found["settled"] = phases.probe(run, state, t)
+      note.end(phases.evaluate(run, state, feed), found)
       if checkpoints:
         save()
       note.compiled(compiling.count())

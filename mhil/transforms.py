@@ -25,12 +25,14 @@ class Batch(NamedTuple):
     position: `[b]` place in the batch of all workers: what the randomness of
       an augmentation depends on.
     weight: `[b]` 1, or 0 for a sample that does not count.
+    number: `[b]` rows of the training set.
   """
 
   rows: Any
   label: Any
   position: Any
   weight: Any
+  number: Any
 
 
 class Everyone(NamedTuple):
@@ -136,4 +138,5 @@ def join(batch: Batch, more: Batch) -> Batch:
     pick(batch.label, more.label),
     jnp.concatenate([batch.position, more.position]),
     jnp.concatenate([batch.weight, more.weight]),
+    pick(batch.number, more.number),
   )

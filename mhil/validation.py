@@ -5,11 +5,7 @@ from typing import Any
 from mhil import config as config_lib
 
 RESNETS = (
-  "resnet14",
-  "resnet20",
-  "resnet32",
-  "resnet110",
-  "resnet18",
+  *(f"resnet{depth}" for depth in (8, 14, 20, 32, 110, 18)),
   "resnet18_imagenet",
   "resnet",
 )
@@ -21,11 +17,14 @@ CHOICES = {
   "subnets.state": ("reset", "deal"),
   "subnets.statistics": ("running", "batch", "collected"),
   "subnets.dealt": ("longest", "all"),
-  "objective.name": ("end_to_end", "local"),
+  "objective.name": ("end_to_end", "local", "layer_parallel"),
   "local.lists": ("published", "balanced", "measured"),
   "local.mode": ("R0", "E", "R1", "R1E", "R2", "R4", "R8", "R16"),
   "local.classifier": ("0c1f", "0c2f", "1c1f", "1c2f", "1c3f", "2c2f"),
   "local.loss": ("softmax", "contrast"),
+  "layer_parallel.method": ("penalty", "lagrangian"),
+  "layer_parallel.states": ("network", "sample"),
+  "layer_parallel.multipliers": ("network", "sample"),
   "loss.name": ("dce", "distributed_ce", "ce"),
   "loss.reference": ("learned", "zero", "per_class", "none"),
   "loss.correction": ("auto", "on", "off"),
@@ -38,7 +37,7 @@ CHOICES = {
   "train.train_heads": ("all", "readout", "new"),
 }
 # What can be cut along mesh.stage.
-STAGED = ("local",)
+STAGED = ("local", "layer_parallel")
 KINDS: dict[type, str] = {
   bool: "true or false",
   int: "a whole number",
@@ -60,11 +59,21 @@ RANGE: dict[str, tuple[float, float]] = {
   "stream.order_seed": (-1, 2**32 - 1),
   "data.limit": (0, INF),
   "subnets.local_steps": (1, INF),
+  "network.reads": (0, INF),
   "local.modules": (1, INF),
   "local.restore_first": (0, INF),
   "local.restore_last": (0, INF),
   "local.task_first": (0, INF),
   "local.task_last": (0, INF),
+  "layer_parallel.stages": (1, INF),
+  "layer_parallel.beta": (0, INF),
+  "layer_parallel.eta": (0, INF),
+  "layer_parallel.sweeps": (0, INF),
+  "layer_parallel.corrections": (1, INF),
+  "layer_parallel.serial_every": (0, INF),
+  "layer_parallel.cost": (0, 1),
+  "layer_parallel.depth": (1, INF),
+  "layer_parallel.rate": (0, INF),
   "loss.smoothing": (0, 0.99),
   "memory.size": (-1, INF),
   "memory.draws": (1, INF),
@@ -123,6 +132,7 @@ def validate(config: config_lib.Config) -> None:
       "widths such as (64,)"
     )
   _check_local(config)
+  _check_layer_parallel(config)
   _check_objective(config)
 
 
@@ -194,6 +204,26 @@ def _check_network(network: config_lib.Network) -> None:
     raise ValueError(
       f"network.output_norm=true is not offered for network.name="
       f"{network.name}; use network.name=mlp"
+    )
+
+
+def _check_layer_parallel(config: config_lib.Config) -> None:
+  o, name = config.layer_parallel, config.objective.name
+  if (o.stages > 1 or o.cuts) and name != "layer_parallel":
+    raise ValueError(
+      f"layer_parallel.stages={o.stages} and layer_parallel.cuts={o.cuts} cut "
+      f"nothing with objective.name={name}; use objective.name=layer_parallel"
+    )
+  if o.stages > 1 and o.cuts:
+    raise ValueError(
+      f"layer_parallel.stages={o.stages} and layer_parallel.cuts={o.cuts} both "
+      "say where to cut; use layer_parallel.stages=1 with layer_parallel.cuts"
+    )
+  # Its normaliser is that of true logits, not of those on guessed states.
+  if name == "layer_parallel" and config.loss.name != "dce":
+    raise ValueError(
+      f"loss.name={config.loss.name} couples the heads, which a stage on "
+      "guessed states has no part in; use loss.name=dce"
     )
 
 

@@ -26,6 +26,7 @@ PAPER = {
 }
 # The loop knows no paper but the first, and neither files nor figures.
 ENGINE = {
+  "assembly",
   "augment",
   "bank",
   "compiling",
@@ -58,11 +59,16 @@ ENGINE = {
 }
 LAW = {
   "__init__": {"version"},
+  "abreast": ENGINE
+  | {"chain", "coupling", "guessing", "stage_programs", "stages"},
+  "assembly": ENGINE,
   "augment": set(),
+  "auxnet": {"chain", "layers", "networks", "pieces"},
   "bank": {"manual", "sharding"},
   "blocks": PAPER | {"cutting", "partitions"},
   "auxiliary": {"layers", "objectives"},
   "buffer": set(),
+  "chain": {"networks"},
   "checkpoint": set(),
   "choose": set(),
   "comparison": {"plots"},
@@ -71,16 +77,19 @@ LAW = {
   "convolution": {"manual"},
   "cutting": {"dealing"},
   "cuts": {"networks", "sharding"},
+  "coupling": {"chain", "objectives"},
   "data": {"sharding", "sources"},
   "dealing": {"manual"},
   "drawing": {"buffer", "choose", "exchange"},
   "exchange": {"choose", "manual"},
   "facts": ENGINE,
+  "frozen": {"layers", "networks"},
+  "guessing": {"auxnet", "chain", "manual", "objectives"},
   "heads": PAPER,
   "herding": set(),
   "hosted": {"buffer", "drawing", "exchange", "populate", "transforms"},
   "inputs": ENGINE,
-  "layer_parallel": PAPER,
+  "layer_parallel": PAPER | {"chain", "coupling", "guessing"},
   "layers": {"convolution", "manual"},
   "local": PAPER | {"auxiliary", "cuts", "modules"},
   "losses": {"sharding"},
@@ -117,6 +126,8 @@ LAW = {
   "sources": set(),
   "staged": ENGINE,
   "stages": {"bank"},
+  "stage_programs": ENGINE
+  | {"chain", "coupling", "guessing", "manual", "staged"},
   "streams": {"sharding"},
   "subnets": PAPER | {"cutting", "partitions"},
   "trainer": ENGINE,

@@ -20,6 +20,7 @@ from mhil import (
   phases,
   prepare,
   programs,
+  progress,
   rehearsal,
   sharding,
   subnets,
@@ -443,6 +444,26 @@ class TestComposition:
     assert home.addressable_shards[0].data.size == 3 * 8 * 16 // 4
 
 
+class TestProgress:
+  """The host sees heads, not parts: a mean loss, the first bad step of any."""
+
+  LOSS = np.array([[[2.0, 4.0], [10.0, 20.0]]], np.float32)  # [l, h, n]
+  BAD = np.array([[[-1, -1], [7, 5]]], np.int32)
+
+  def test_the_loss_of_a_head_is_the_mean_of_its_parts(self):
+    note = progress.Recorder(progress.Progress(), lambda *row: None, 2)
+    note.step = 2
+    note.push(self.LOSS, np.full_like(self.BAD, -1), (0, 1))
+    note.flush()
+    assert note.progress().history == ((2, 1.5, 7.5),)
+
+  def test_a_bad_part_names_its_head(self):
+    note = progress.Recorder(progress.Progress(), print, 2)
+    with pytest.raises(progress.NotFinite) as raised:
+      note.check(self.BAD)
+    assert (raised.value.head, raised.value.step) == (1, 6)
+
+
 class TestCoverage:
   def test_counts_pairs_that_have_met(self):
     _, partition = parts(2)
@@ -469,6 +490,13 @@ class TestBadInput:
   def test_no_local_step(self):
     cut, part = cutting.copies(2), objectives.end_to_end(branch_of(HIDDEN))
     self.refused("subnets.local_steps=0", subnets.partition, cut, part, every=0)
+
+  def test_an_unknown_method_or_statistic(self):
+    cut, part = cutting.copies(2), objectives.end_to_end(branch_of(HIDDEN))
+    how = {"every": 2, "method": "gossip"}
+    self.refused("subnets.method=", subnets.partition, cut, part, **how)
+    given = part, branch_of(HIDDEN), "guessed"
+    self.refused("subnets.statistics=", subnets.tested, *given)
 
   def test_a_mesh_of_another_size(self):
     _, partition = parts(2)

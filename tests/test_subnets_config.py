@@ -97,7 +97,7 @@ def test_subnets_have_their_share_of_each_layer():
   parts = build.parts(digits())
   assert parts.partition.units == {"dense0": 128, "dense1": 128}
   assert parts.partition.parts == 4 and parts.partition.every == 20
-  assert parts.objective.settle is not None
+  assert parts.objective.collect is not None
   assert sharding.AXES[-1] == "subnet" and parts.mesh.shape["subnet"] == 4
 
 

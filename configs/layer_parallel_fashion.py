@@ -1,0 +1,27 @@
+"""Fashion-MNIST, 300 images a class, all classes, a ResNet-8 in two stages.
+
+  python -m experiments.train --config=configs/layer_parallel_fashion.py \\
+    --config.data.folder=DIR
+
+DIR holds the TFDS set `fashion_mnist`, prepared. Sized for two CPU cores.
+"""
+
+from mhil import config
+
+
+def get_config() -> config.Config:
+  return config.Config(
+    data=config.Data(name="tfds:fashion_mnist", limit=300),
+    stream=config.Stream(increment=10),
+    network=config.Network(name="resnet8", norm="batch"),
+    loss=config.Loss(reference="none"),
+    objective=config.Objective(name="layer_parallel"),
+    layer_parallel=config.LayerParallel(
+      stages=2, corrections=3, beta=30.0, eta=1 / 30, rate=5.0
+    ),
+    memory=config.Memory(size=0),
+    optimizer=config.Optimizer(
+      name="sgd", learning_rate=0.05, schedule="cosine"
+    ),
+    train=config.Train(epochs=4, batch=64),
+  )

@@ -1,0 +1,264 @@
+r"""PAPER 4: layer-parallel training with auxiliary-variable networks.
+
+Sun, Dong, Chen, Sun, Li, Dong, "Layer-Parallel Training of Residual Networks
+with Auxiliary-Variable Networks", arXiv 2112.05387; before it "Penalty and
+Augmented Lagrangian Methods for Layer-parallel Training of Residual
+Networks", arXiv 2009.01462.
+
+  lam_0 = x,  lam_k = aux_k(x)              states at the interfaces k = 1..K-1
+  x_k = F_k(lam_k; W_k),  v_k = lam_k - x_{k-1}       all stages k at once
+  l_k = beta/2 ||v_{k+1}||^2 + <kappa_{k+1}, v_{k+1}>,  the last: phi(x_k, y)
+  p_k = d l_k / d lam_k,   W_k <- opt(W_k, d l_k / d W_k)
+  lam'_k = lam_k - eta (p_k + beta v_k + kappa_k)
+  kappa_k <- kappa_k + beta v_k                      augmented Lagrangian only
+  aux_k <- opt(aux_k, d ||aux_k(x) - lam'_k||^2 / d aux_k)
+
+All from old values (Jacobi). Inference is the chain of stages alone.
+
+Mesh axis: `stage`. On one device along it the same mathematics run there.
+Collectives of a stage: none; an interface has one exchange with its
+neighbour, the state and `x_{k-1}`, for each correction.
+
+Public are the abstracts and the bound of the speed-up; the equations are our
+reconstruction. Ours are: one auxiliary network for each interface, with its
+loss relative to the size of the state; several corrections before the step
+of the weights, which sees the last but one; multipliers in units of beta,
+from a second head of the auxiliary network or kept for each sample; the
+correction without `p_k`, and none, as controls.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from mhil import coupling, objectives
+from mhil.chain import Chain
+from mhil.guessing import Guess, Guesser
+
+Tree = Any
+
+
+def layer_parallel(
+  chain: Chain, guesser: Guesser, method: coupling.Method
+) -> objectives.Objective:
+  """Trains the stages of a branch with states that are guessed, then mended.
+
+  Args:
+    chain: the stages; a single one is end-to-end training, bit for bit.
+    guesser: where states and multipliers come from, and who learns from them;
+      with multipliers it is the augmented Lagrangian, without the penalty.
+    method: how stages are coupled.
+
+  Raises:
+    ValueError: for numbers that cannot be meant.
+  """
+  coupling.check(method)
+  base = objectives.end_to_end(chain.branch)
+
+  def init(key):
+    params, stats, _ = base.init(key)
+    return params | guesser.params(key), stats, guesser.side()
+
+  def step(params, stats, side, batch, criterion, key):
+    del key
+    own = chain, params, stats, batch, criterion, method
+    guess = guesser.guess(params, stats, side, batch)
+    if method.serial_every:
+      now = (side["step"] + 1) % method.serial_every == 0
+      out, mended = lax.cond(
+        now, lambda g: _serial(*own, g), lambda g: parallel(*own, g), guess
+      )
+    else:
+      out, mended = parallel(*own, guess)
+    grads = out.grads | guesser.learn(params, batch, mended)
+    side = guesser.store(side, batch, mended)
+    return out._replace(grads=grads, side=side)
+
+  def settle(params, stats, images):
+    return chain.branch.apply(params, stats, images, True)[1]
+
+  def probe(params, stats, images):
+    return _measure(chain, guesser, params, stats, images)
+
+  normalised = jax.tree.leaves(jax.eval_shape(base.init, jax.random.key(0))[1])
+  return base._replace(
+    name="layer_parallel",
+    init=init,
+    step=step,
+    settle=settle if normalised else None,
+    probe=probe,
+    facts=facts(chain, guesser.costs, method),
+  )
+
+
+def _measure(chain, guesser, params, stats, images):
+  """Logits of the chain and of the guesses, and how far guesses are off."""
+  found, x, last = {}, images, len(chain.stages) - 1
+  states = guesser.states(params, images)
+  for k in range(last + 1):
+    x, _ = chain.run(k, params, stats, x, False)
+    if k < len(states):
+      found[f"violation{k + 1}"] = _apart(states[k], x)
+  found["chain"] = x
+  if states:
+    found["aux"] = chain.run(last, params, stats, states[-1], False)[0]
+  return found
+
+
+def _apart(a: Array, b: Array) -> Float[Array, " b"]:
+  """The norm of the difference over the larger norm, 0 to 2."""
+  most = jnp.maximum(coupling.inner(a, a), coupling.inner(b, b))
+  return jnp.sqrt(coupling.inner(a - b, a - b) / jnp.maximum(most, 1e-12))
+
+
+def facts(
+  chain: Chain, costs: Sequence[int], method: coupling.Method
+) -> dict[str, Any]:
+  """Stages and costs, and what the model says of the speed; JSON-safe."""
+  return {
+    "stages": [list(names) for names in chain.stages],
+    "stage_multiply_adds": list(chain.costs),
+    "aux_multiply_adds": list(costs),
+    "aux_share": sum(costs) / sum(chain.costs),
+    "counted_speedup": counted_speedup(
+      chain.costs,
+      costs,
+      method.corrections,
+      method.serial_every,
+      method.sweeps,
+    ),
+  }
+
+
+def counted_speedup(
+  stages: Sequence[int],
+  aux: Sequence[int],
+  corrections: int = 1,
+  serial_every: int = 0,
+  sweeps: int = 0,
+) -> float:
+  """How much sooner a step ends with a device a stage, by multiply-adds alone.
+
+  A gradient costs two forward passes, that of a state alone one. A network
+  that guesses runs and learns beside the stage that it feeds. Data, exchange
+  and correction are left out; `experiments.benchmark` measures them.
+
+  Args:
+    stages: multiply-adds of each stage, forwards.
+    aux: of each auxiliary network, forwards.
+    corrections: passes through all stages in a step.
+    serial_every: one step of so many is serial, unless 0.
+    sweeps: passes forwards alone, before the others.
+  """
+  beside = [0, *aux] if aux else [0] * len(stages)
+  longest = max(
+    (3 + sweeps + 2 * (corrections - 1) * (k > 0)) * stage + 3 * beside[k]
+    for k, stage in enumerate(stages)
+  )
+  serial = 1 / serial_every if serial_every else 0
+  whole = 3 * sum(stages)
+  return whole / (serial * whole + (1 - serial) * longest)
+
+
+def parallel(
+  chain: Chain,
+  params: Tree,
+  stats: Tree,
+  batch: objectives.Batch,
+  criterion: objectives.Criterion,
+  method: coupling.Method,
+  guess: Guess,
+) -> tuple[objectives.Step, Guess]:
+  """All stages at once from a guess: gradients, and the guess mended.
+
+  The weights' gradient is taken on the states before the last correction, the
+  new multipliers too.
+
+  Returns:
+    The step of the branch, without side state, and the mended guess.
+  """
+  last = len(chain.stages) - 1
+  of_each = partial(coupling.each_of, weight=batch.weight)
+  states = guess.states
+  for _ in range(method.sweeps):
+    inputs = [batch.images, *states]
+    states = [
+      chain.run(k, params, stats, inputs[k], True)[0].astype(jnp.float32)
+      for k in range(last)
+    ]
+  for correction in range(method.corrections):
+    weights = correction == method.corrections - 1
+    inputs = [batch.images, *states]
+    targets = [*zip(states, guess.multipliers), None]
+    passes = [
+      coupling.stage(
+        chain,
+        k,
+        _pick(params, chain.stages[k]),
+        _pick(stats, chain.stages[k]),
+        inputs[k],
+        targets[k],
+        method,
+        batch,
+        criterion,
+        weights,
+      )
+      for k in range(last + 1)
+    ]
+    before = states
+    states = [
+      coupling.correct(state, below.value, of_each(above.adjoint), u, method)
+      for state, below, above, u in zip(
+        states, passes, passes[1:], guess.multipliers
+      )
+    ]
+  multipliers = [
+    None if u is None else u + before[k] - passes[k].value
+    for k, u in enumerate(guess.multipliers)
+  ]
+  return _gather(passes), Guess(states, multipliers)
+
+
+def _serial(chain, params, stats, batch, criterion, method, guess):
+  """Back-propagation; the guesses are mended from the true states."""
+  x, values, backs = batch.images, [], []
+  of_each = partial(coupling.each_of, weight=batch.weight)
+  for k, names in enumerate(chain.stages[:-1]):
+    run = partial(_forward, chain, k, _pick(stats, names))
+    x, back, new = jax.vjp(run, _pick(params, names), x, has_aux=True)
+    values.append(x)
+    backs.append((back, new))
+  k, names = len(chain.stages) - 1, chain.stages[-1]
+  own = _pick(params, names), _pick(stats, names)
+  passes = [coupling.stage(chain, k, *own, x, None, method, batch, criterion)]
+  for value, (back, new) in zip(reversed(values), reversed(backs)):
+    grads, below = back(passes[0].adjoint.astype(value.dtype))
+    zero = jnp.zeros_like(passes[0].loss)
+    passes.insert(0, coupling.Pass(zero, value, grads, below, new))
+  states = [
+    coupling.correct(value, value, of_each(above.adjoint), None, method)
+    for value, above in zip(values, passes[1:])
+  ]
+  return _gather(passes), Guess(states, guess.multipliers)
+
+
+def _forward(chain, k, stats, params, x):
+  return chain.run(k, params, stats, x, True)
+
+
+def _gather(passes) -> objectives.Step:
+  merged: dict[str, Tree] = {"grads": {}, "stats": {}}
+  for part in passes:
+    merged["grads"] |= part.grads
+    merged["stats"] |= part.stats
+  loss = sum(part.loss for part in passes)
+  return objectives.Step(loss, merged["grads"], merged["stats"], None)
+
+
+def _pick(tree: Tree, names) -> Tree:
+  return {name: tree[name] for name in names}

@@ -1,0 +1,197 @@
+"""Stages at once on devices of their own: equal numbers, audit, bytes."""
+
+import functools
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from mhil import (
+  abreast,
+  auxnet,
+  chain,
+  coupling,
+  guessing,
+  layer_parallel,
+  losses,
+  networks,
+  optimizers,
+  phases,
+  prepare,
+  sharding,
+  stages,
+  trainer,
+)
+from mhil.recipe import Recipe
+from tests import tiny
+
+RECIPE = Recipe(
+  optimizer=optimizers.sgd(), epochs=1, batch=8, log_every=4, train_heads="all"
+)
+
+
+@functools.cache
+def objective(count=3, method=None, multipliers="none"):
+  branch = networks.mlp(4, 3, hidden=(6, 6), norm="batch", axis="data")
+  cut = chain.chain(branch, (2, 2, 1), count)
+  aux = auxnet.auxnet(cut, cost=0.9, multipliers=multipliers == "network")
+  guesser = guessing.by_network(aux, cut, multipliers=multipliers)
+  method = method or coupling.Method(beta=0.3, eta=2.0, corrections=2)
+  whole = layer_parallel.layer_parallel(cut, guesser, method)
+  how = {"chain": cut, "guesser": guesser, "method": method}
+  return whole._replace(spread=functools.partial(abreast.spread, **how)), cut
+
+
+def run_of(stage=1, data=1, head=1, count=3, recipe=RECIPE, **how):
+  learn, _ = objective(count, **how)
+  mesh = sharding.make_mesh(stage=stage, data=data, head=head)
+  parts = mesh, tiny.stream(), tiny.dataset(), learn, losses.dce(), recipe
+  return prepare.build(*parts, 0)
+
+
+@functools.cache
+def staged():
+  return run_of(stage=3, multipliers="network")
+
+
+@functools.cache
+def trained():
+  return trainer.fit(staged())
+
+
+def whole(result, run):
+  bank = run.whole(result.state.bank)
+  return jax.tree.map(np.asarray, (bank.params, bank.stats))
+
+
+def close(a, b):
+  # The same products, fused differently; SGD at a rate of 1e-3.
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), a, b
+  )
+
+
+def test_stages_at_once_come_to_the_numbers_of_one_device():
+  one, apart = run_of(multipliers="network"), staged()
+  first, second = trainer.fit(one), trained()
+  close(whole(first, one), whole(second, apart))
+  history = [np.array(r.progress.history, float) for r in (first, second)]
+  np.testing.assert_allclose(*history, rtol=1e-4)
+  for a, b in zip(first.progress.tallies, second.progress.tallies):
+    for x, y in zip(a, b):
+      np.testing.assert_array_equal(x, y)
+  probes = first.progress.probes, second.progress.probes
+  assert probes[0][0].keys() == probes[1][0].keys()
+  images = tiny.dataset().test_images[:4]
+  np.testing.assert_array_equal(first.predict(images), second.predict(images))
+
+
+@pytest.mark.slow
+def test_the_penalty_and_both_other_axes_too():
+  one, apart = run_of(count=2), run_of(stage=2, data=2, head=2, count=2)
+  first, second = trainer.fit(one), trainer.fit(apart)
+  flat = []
+  for result, run in (first, one), (second, apart):
+    params, _ = whole(result, run)
+    flat.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:3], params))
+  close(*flat)
+
+
+def test_no_program_of_a_stage_holds_a_collective():
+  run = staged()
+  # begin; guess, look, run, mend and learn where there is something to do.
+  assert len(run.programs) == 1 + 2 + 3 + 2 + 3 + 2
+  assert run.traffic == []
+  places = {s.device_set.pop() for p in run.programs for s in _where(p)}
+  assert len(places) == 3
+
+
+def _where(program):
+  return jax.tree.leaves(program.output_shardings)
+
+
+@pytest.mark.slow
+def test_collectives_over_data_are_gradients_and_none_spans_stage():
+  run = run_of(stage=2, data=2, count=2)
+  assert run.traffic
+  assert {c.axes for c in run.traffic} == {("data",)}
+
+
+def test_exchanged_bytes_are_those_of_the_formula(monkeypatch):
+  run, (_, cut) = staged(), objective(3, multipliers="network")
+  moved = np.zeros((3, 3), int)
+  where = {m.devices.flat[0]: k for k, m in enumerate(stages.meshes(run.grid))}
+  send = stages.send
+
+  def counting(tree, mesh):
+    for leaf in jax.tree.leaves(tree):
+      a = where[next(iter(leaf.sharding.device_set))]
+      b = where[mesh.devices.flat[0]]
+      # States are float32 `[l, h, b, ...]`, of one place of `l` and `h` each.
+      if leaf.ndim > 2 and leaf.dtype == np.float32 and abs(a - b) == 1:
+        moved[a, b] += leaf.nbytes // math.prod(leaf.shape[:2])
+    return send(tree, mesh)
+
+  state, feed = prepare.start(run), phases.open_phase(run, run.phases[0])
+  given = tiny.inputs.batches(run, feed, 0), feed.task, run.train_set
+  flight = run.programs[0](state.step, state.memory, *given)[1]
+  images = flight.batch.images
+  monkeypatch.setattr(stages, "send", counting)
+  run.step(prepare.start(run), *given)
+  want = abreast.exchanged(cut, 8, 2, multipliers=True)
+  # Home also sends the images and tables to all, which is not exchange.
+  assert moved[0, 1] + moved[1, 0] - images.nbytes == want[0] + extra(flight)
+  assert moved[1, 2] + moved[2, 1] == want[1]
+
+
+def extra(flight):
+  """Other leaves of a flight that look like states."""
+  return sum(
+    leaf.nbytes // math.prod(leaf.shape[:2])
+    for leaf in jax.tree.leaves(flight._replace(batch=None))
+    if leaf.ndim > 2 and leaf.dtype == np.float32
+  )
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
+  from mhil import checkpoint
+
+  run = staged()
+  want = whole(trained(), run)
+  count = iter(range(100))
+  with checkpoint.Checkpoints(tmp_path / "saves") as saves:
+    trainer.fit(run, checkpoints=saves, stop=lambda: next(count) == 6)
+  with checkpoint.Checkpoints(tmp_path / "saves") as saves:
+    result = trainer.fit(run, checkpoints=saves, resume=True)
+  jax.tree.map(np.testing.assert_array_equal, whole(result, run), want)
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    ({"count": 2}, "mesh.stage=3 does not fit 2 stages"),
+    ({"method": coupling.Method(serial_every=2)}, "serial_every=2 runs the"),
+    (
+      {"recipe": RECIPE._replace(train_heads="readout")},
+      "train.train_heads=readout trains on features",
+    ),
+  ],
+)
+def test_what_needs_the_whole_branch_is_refused(change, words):
+  with pytest.raises(ValueError, match=words):
+    run_of(stage=3, **change)
+
+
+def test_what_is_kept_by_sample_is_refused():
+  _, cut = objective(3)
+  method = coupling.Method()
+  guesser = guessing.by_sample(cut, 9, multipliers=False)
+  with pytest.raises(ValueError, match=r"mesh.stage=3 does not; use"):
+    abreast.spread(
+      staged(),
+      sharding.make_mesh(stage=3),
+      chain=cut,
+      guesser=guesser,
+      method=method,
+    )

@@ -1,0 +1,152 @@
+"""Layer-parallel configurations: what is built, refused and told."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import build, build_layers, layers_table, suites, workdir
+from mhil import config as config_lib
+from mhil import losses, plots, prepare, sharding, trainer, validation
+from tests import test_abreast, tiny
+
+
+def config(**changes):
+  made = config_lib.Config()
+  made.objective.name = "layer_parallel"
+  made.network.widths = (8, 8)
+  for field, value in changes.items():
+    config_lib.assign(made, field.replace("__", "."), value)
+  return made
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    (
+      {"layer_parallel__stages": 2, "objective__name": "end_to_end"},
+      "cut nothing with objective.name=end_to_end; use",
+    ),
+    (
+      {"layer_parallel__stages": 2, "layer_parallel__cuts": (1,)},
+      "both say where to cut; use layer_parallel.stages=1",
+    ),
+    ({"loss__name": "ce"}, "loss.name=ce couples the heads, which a stage"),
+    ({"layer_parallel__method": "admm"}, "is not known; use one of penalty"),
+    ({"layer_parallel__beta": -1.0}, "layer_parallel.beta=-1.0 is out of"),
+    ({"layer_parallel__beta": float("inf")}, "layer_parallel.beta=inf is out"),
+    ({"layer_parallel__corrections": 0}, "layer_parallel.corrections=0 is out"),
+  ],
+)
+def test_configurations_that_cannot_be_meant(changes, words):
+  with pytest.raises(ValueError, match=words):
+    validation.validate(config(**changes))
+
+
+def dataset(pad):
+  return tiny.dataset(6, shape=(4, 4, 1))._replace(pad=pad)
+
+
+def make(pad=0, **fields):
+  made = config(**{f"layer_parallel__{k}": v for k, v in fields.items()})
+  data = dataset(pad)
+  branch = build.make_branch(made.network, data, 3)
+  return build_layers.make(made.layer_parallel, branch, data)
+
+
+@pytest.mark.parametrize(
+  "fields, words",
+  [
+    ({"stages": 4}, "layer_parallel.stages=4 are more than the 3 pieces"),
+    ({"beta": 0.0}, "layer_parallel.beta=0.0 is not positive; use"),
+    ({"eta": 0.0}, "layer_parallel.eta=0.0 is not positive; use"),
+    ({"eta": 0.0}, "for a control layer_parallel.correction=off"),
+  ],
+)
+def test_methods_that_cannot_be_meant(fields, words):
+  with pytest.raises(ValueError, match=words):
+    make(**{"stages": 2, "cost": 0.9} | fields)
+
+
+@pytest.mark.parametrize(
+  "fields, named",
+  [
+    ({"method": "lagrangian", "multipliers": "sample"}, "multipliers"),
+    ({"states": "sample"}, "states"),
+  ],
+)
+def test_what_is_kept_by_sample_needs_samples_as_stored(fields, named):
+  words = (
+    rf"layer_parallel.{named}=sample .* use layer_parallel.{named}=network"
+  )
+  with pytest.raises(ValueError, match=words):
+    make(2, stages=2, cost=0.9, **fields)
+  assert make(0, stages=2, cost=0.9, **fields).name == "layer_parallel"
+
+
+def test_the_penalty_has_no_multipliers_to_keep():
+  learn = make(2, stages=2, cost=0.9, multipliers="sample")
+  _, _, side = jax.eval_shape(learn.init, jax.random.key(0))
+  assert side["multipliers"] == []
+
+
+def test_facts_say_what_a_step_costs():
+  facts = make(stages=3, cost=0.9).facts
+  assert [len(names) for names in facts["stages"]] == [1, 1, 1]
+  assert 0 < facts["aux_share"] <= 0.9
+  line = workdir.stages(facts, 1)
+  assert "3 stages of" in line and "1 along mesh.stage" in line
+
+
+@functools.cache
+def finished():
+  run = test_abreast.run_of(count=2)
+  return run, trainer.fit(run)
+
+
+def test_statistics_are_settled_and_weights_are_not_touched():
+  _, result = finished()
+  learn, _ = test_abreast.objective(2)
+  parts = sharding.make_mesh(), tiny.stream(), tiny.dataset()
+  plain = learn._replace(settle=None, spread=None)
+  other = prepare.build(*parts, plain, losses.dce(), test_abreast.RECIPE, 0)
+  unsettled = trainer.fit(other)
+  banks = result.state.bank, unsettled.state.bank
+  jax.tree.map(np.testing.assert_array_equal, *(b.params for b in banks))
+  first, second = (jax.tree.leaves(b.stats) for b in banks)
+  assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(first, second))
+
+
+def test_probes_are_those_of_the_test_and_of_the_guesses(tmp_path):
+  _, result = finished()
+  rows = result.progress.probes
+  assert len(rows) == 3
+  names = {"chain", "aux", "violation1"}
+  want = {f"{when}/{n}" for when in ("collected", "settled") for n in names}
+  assert all(set(row) == want for row in rows)
+  # One head is open after the first task: its chain is what was tested.
+  accuracy = result.metrics["accuracy_after_task"][0]
+  assert rows[0]["settled/chain"] == pytest.approx(accuracy)
+  plots.guesses(rows, tmp_path / "guesses.png", "tiny")
+  assert (tmp_path / "guesses.png").stat().st_size > 5000
+  text = layers_table.lines({"row": [result.metrics]})
+  assert text[-1].startswith("| row | ")
+  assert f"{100 * rows[-1]['settled/chain']:.1f}" in text[-1]
+
+
+def test_a_run_without_guesses_has_no_line():
+  metrics = {"probes": [{}]}
+  assert not layers_table.lines({"end to end": [metrics]})[-1].startswith("| e")
+
+
+@pytest.mark.parametrize(
+  "suite", ["layer_parallel_readout", "layer_parallel_fashion"]
+)
+def test_suites_have_their_controls(suite):
+  rows = suites.SUITES[suite]
+  assert rows[0].overrides["objective.name"] == "end_to_end"
+  off = [
+    r for r in rows if r.overrides.get("layer_parallel.correction") == "off"
+  ]
+  assert off and all("control" in row.label for row in off)
