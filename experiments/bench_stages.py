@@ -198,6 +198,9 @@ def _balance(run: run_lib.Run) -> str:
   _, later = run.programs
   feed, state = phases.open_phase(run, run.phases[0]), run_lib.start(run)
   batches = inputs.batches(run, feed, 0)
+  # Until something has been handed on, the later stage has no work.
+  state = run.step(state, batches, feed.task, run.train_set)
+  state = run.exchange(state, 1)
   times: list[list[float]] = [[], []]
   for _ in range(12):
     begun = time.process_time()

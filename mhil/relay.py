@@ -10,7 +10,7 @@ stage works and not what it learns.
 Mesh axis: `stage`. Collectives in a step: none over `stage`. Between the
 programs of two stages the host sends, for each head of a device and each of
 its samples, what `objectives.Stage.arrives` lists, in float32 or as the branch
-computes; and for each sample 12 bytes of labels and weights, the image if a
+computes; and for each sample 16 bytes (labels, row, weight), the image if a
 later stage reads it, and the task's tables (`traffic`).
 
 See `stages` for what a run with stages has to offer.
