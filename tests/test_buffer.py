@@ -249,8 +249,8 @@ class TestReshard:
     held = kit.with_fill([[8, 8, 8, 3, 0]])
     new = buffer.layout("per_class", 30, 5, 2)
     message = (
-      r"size=30 cannot hold all 27 rows of the buffer, as 6 find no slot of "
-      r"their class; use size=40"
+      r"memory\.size=30 cannot hold all 27 rows of the buffer, as 6 find no "
+      r"slot of their class; use memory\.size=40"
     )
     with pytest.raises(ValueError, match=message):
       moving.reshard(held, kit.layout, new)
@@ -261,5 +261,5 @@ class TestReshard:
   def test_another_policy(self):
     kit = rehearsing.kit("per_class", 40, 5, 1)
     new = buffer.layout("reservoir", 40, 5, 1)
-    with pytest.raises(ValueError, match=r"policy='reservoir'.*per_class"):
+    with pytest.raises(ValueError, match=r"policy=reservoir.*per_class"):
       moving.reshard(kit.empty(), kit.layout, new)

@@ -422,11 +422,11 @@ def test_spread_over_data_changes_nothing():
 # -- bad input ---------------------------------------------------------------
 
 BAD = {
-  "cuts='stage4.block0' is not inside resnet14": {"where": ["stage4.block0"]},
+  "cuts='stage4.block0' is not inside resnet10": {"where": ["stage4.block0"]},
   "cuts='readout' is not inside": {"where": ["readout"]},
   "out of order": {"where": ["stage1.block0", "stem"]},
   "repeats": {"where": ["stem", "stem"]},
-  "modules=5 has no published list for resnet14": {"where": 5},
+  "modules=5 has no published list for resnet10": {"where": 5},
   "mode='R3' is not known; use one of R0, E": {"method": modules.Method("R3")},
   "classifier='3c1f' is not known": {"method": modules.Method("R0", "3c1f")},
   "loss='hinge' is not known": {"method": modules.Method(loss="hinge")},

@@ -274,7 +274,7 @@ class TestTraffic:
 class TestSamples:
   def test_each_subnet_has_its_own(self):
     mesh = sharding.make_mesh(subnet=4)
-    batch = transforms.Batch(*(jnp.arange(8) for _ in range(4)))
+    batch = transforms.Batch(*(jnp.arange(8) for _ in range(5)))
 
     def local(batch):
       mine = programs.share(batch, bank_lib.PARTS)
