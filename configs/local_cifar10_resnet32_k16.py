@@ -12,7 +12,7 @@ and 8 have lists too, `--config.local.isolated=false` is the end-to-end control
 with the same encoders.
 
 Sized for one GPU. NOT MEASURED YET, needs a GPU: no accuracy and no time is
-known; on a CPU only its first steps were run.
+known; nobody has run it.
 """
 
 from mhil import config

@@ -9,7 +9,7 @@ with 5 of warm-up, the rate cut to 50, 5 and 1 % at epochs 21, 26 and 28.
 `--config.mesh.data=8 --config.train.batch=448 --config.memory.draws=56
 --config.memory.candidates=112` keeps these numbers on each of 8 workers.
 
-Sized for one GPU. NOT MEASURED YET: on a CPU only its first steps were run.
+Sized for one GPU. NOT MEASURED YET: nobody has run it.
 """
 
 from mhil import config
