@@ -22,8 +22,6 @@ SETUPS = Setup(32), Setup(32, 128, 32, 128), Setup(224), Setup(224, 56, 14, 56)
 MOST_BYTES = 2**32
 SIZES = {32: (1_000, 10_000, 100_000), 224: (1_000, 5_000, 20_000)}
 WHOLE_STEPS = Setup(32), Setup(224)
-# More simulated devices on one processor only take longer at 224x224.
-MOST_DEVICES = {32: 8, 224: 2}
 
 
 def alone(
@@ -131,8 +129,7 @@ def whole(
   """(b) A training step with b + r samples, from memory or rehearsed."""
   rows = []
   for setup in setups:
-    most = min(len(jax.devices()), MOST_DEVICES.get(setup.side, 8))
-    for n in (n for n in devices if n <= most):
+    for n in (n for n in devices if n <= len(jax.devices())):
       case = Case(setup, size, n)
       both = [steps.plain(case), steps.rehearsing(case)]
       walls, _ = measure.turns(both, repetitions)
