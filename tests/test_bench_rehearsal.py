@@ -43,7 +43,7 @@ class TestAlone:
 
 @pytest.mark.slow
 def test_a_whole_step():
-  table = bench_rehearsal.whole([Setup(8, b=4, c=1, r=2)], (1, 2), 200, 2)
+  table = bench_rehearsal.whole([(Setup(8, b=4, c=1, r=2), 2)], (1, 2), 200)
   assert [row["devices"] for row in table.rows] == [1, 2]
   most = max(row["growth"] for row in table.rows)
   assert f"costs {100 * (most - 1):.1f} %" in table.reading[0]
