@@ -9,8 +9,8 @@ for Distributed Training", UAI 2022, arXiv 2107.00961.
             average what all have: stem, strided blocks, classifier
   test:     x + y / n in place of x + y in every dealt block
 
-Mesh axis: `subnet`. Collectives over it: none in a step; an exchange has an
-all-to-all of each array of the dealt blocks and an all-reduce of the rest.
+Mesh axis: `subnet`. Collectives over it: none in a step; an exchange has one
+all-to-all of the dealt blocks of a section and an all-reduce of the rest.
 
 The paper's: the above, and to deal the longest section only. Ours: where n
 does not divide the blocks of a section, its first ones are shared like its
@@ -18,6 +18,7 @@ strided one; statistics of dealt blocks move with them, those of shared layers
 are averaged.
 """
 
+import collections
 import re
 from typing import Any
 
@@ -39,29 +40,15 @@ def sections(branch: Branch, parts: int, dealt: str = "longest") -> Cut:
   Args:
     branch: `networks.resnet_cifar` or `networks.resnet18`.
     parts: n.
-    dealt: the `longest` section alone, or `all`.
+    dealt: the `longest` section alone, or `all`. Strided blocks make a section
+      longer though they are not dealt.
 
   Raises:
-    ValueError: if no section has n blocks of one shape.
+    ValueError: for another `dealt`, or if no section has n blocks of one shape.
   """
-  alike = _alike(branch)
-  if not alike:
-    raise ValueError(
-      f"{branch.name} has nothing to cut into mesh.subnet={parts}: no residual "
-      "blocks of one shape; use network.name=mlp or a deeper resnet"
-    )
-  longest = max(alike, key=lambda name: len(alike[name]))
-  most = alike[longest]
-  if dealt == "longest":
-    alike = {longest: most}
-  counts = {name: len(found) // parts * parts for name, found in alike.items()}
-  counts = {name: count for name, count in counts.items() if count}
-  if not counts:
-    raise ValueError(
-      f"mesh.subnet={parts} is more than the {len(most)} blocks of one shape "
-      f"in a section of {branch.name}; use mesh.subnet={len(most)} or less"
-    )
-  first = {name: max(alike[name]) + 1 - counts[name] for name in counts}
+  chosen = _chosen(branch, parts, dealt)
+  counts = {name: len(found) for name, found in chosen.items()}
+  first = {name: found[0] for name, found in chosen.items()}
 
   def place(path):
     """The stacked leaf's name, and the block's place in it if it is dealt."""
@@ -98,6 +85,36 @@ def sections(branch: Branch, parts: int, dealt: str = "longest") -> Cut:
     return (section,) if dealt else ()
 
   return Cut(parts, counts, axes, flat, grow)
+
+
+def _chosen(branch: Branch, parts: int, dealt: str) -> dict[str, list[int]]:
+  """`{section: its last blocks}` that are dealt."""
+  if dealt not in DEALT:
+    raise ValueError(
+      f"subnets.dealt={dealt!r} is not known; use one of {', '.join(DEALT)}"
+    )
+  alike = _alike(branch)
+  if not alike:
+    raise ValueError(
+      f"{branch.name} has nothing to cut into mesh.subnet={parts}: no residual "
+      "blocks; use network.name=resnet20, or subnets.neurons for an mlp"
+    )
+  if dealt == "longest":
+    found = filter(None, map(_BLOCK.fullmatch, branch.pieces))
+    blocks = collections.Counter(match[1] for match in found)
+    longest = max(alike, key=lambda name: (blocks[name], len(alike[name])))
+    alike = {longest: alike[longest]}
+  most = max(map(len, alike.values()))
+  if most < parts:
+    raise ValueError(
+      f"mesh.subnet={parts} is more than the {most} blocks of one shape "
+      f"in a section of {branch.name}; use mesh.subnet={most} or less"
+    )
+  return {
+    name: found[len(found) % parts :]
+    for name, found in alike.items()
+    if len(found) >= parts
+  }
 
 
 def subnet(branch: Branch, cut: Cut) -> Branch:

@@ -64,6 +64,13 @@ class TestCut:
       ((3, 5, 2), 2, "longest", {"stage2": 4}),
       ((3, 3, 3), 3, "all", {"stage1": 3}),
       ((1, 6, 1), 2, "longest", {"stage2": 4}),
+      # A strided block counts for the length: two of three are dealt there,
+      # as many as of the first section's two.
+      ((2, 3, 2), 2, "longest", {"stage2": 2}),
+      ((4, 5, 1), 4, "longest", {"stage2": 4}),
+      # As long as each other: the one with more blocks to deal, else the first.
+      ((3, 3, 3), 3, "longest", {"stage1": 3}),
+      ((3, 4, 4), 3, "longest", {"stage2": 3}),
     ],
   )
   def test_deals_as_many_as_divide(self, counts, n, dealt, want):
@@ -147,6 +154,13 @@ class TestBadInput:
   def test_nothing_to_cut(self):
     mlp = networks.mlp(4, 3, (8,))
     self.refused("nothing to cut", mlp, 2)
+    # Not another mlp, which it is.
+    with pytest.raises(ValueError, match=r"network\.name=resnet20"):
+      blocks.sections(mlp, 2)
+
+  def test_another_word_for_what_is_dealt(self):
+    words = "subnets.dealt='some' is not known"
+    self.refused(words, resnet(1, 5, 1), 2, "some")
 
 
 @functools.cache
