@@ -5,8 +5,9 @@ steps of n subnets on n simulated devices beside the whole net on one.
 """
 
 import functools
+import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +35,7 @@ DEVICES = (1, 2, 4, 8)
 CLASSES, PIXELS = 10, 784
 WIDE, TIMED = (4096, 4096), (1024, 1024)
 EACH = 32
+ROUND = 20  # steps
 REPETITIONS = 21
 
 
@@ -51,7 +53,7 @@ def build(hidden: Sequence[int], n: int, each: int = EACH) -> run_lib.Run:
   if n > 1:
     part = objectives.end_to_end(_net([width // n for width in hidden]))
     cut = subnets.neurons(hidden, n)
-    partition = subnets.partition(cut, part, every=20)
+    partition = subnets.partition(cut, part, every=ROUND)
   recipe = Recipe(
     optimizer=optimizers.sgd(0.0),
     rate=optimizers.constant(0.01),
@@ -169,7 +171,7 @@ def paced(
     ({"n": n}, run, 0) for n, run in zip(devices, runs)
   ]
   rows = measure.compare(cases, repetitions)
-  walls, _ = measure.turns([_exchanger(run) for run in runs], repetitions)
+  walls, _ = measure.turns([exchanger(run) for run in runs], repetitions)
   for row, times in zip(rows, walls):
     row["growth"] = measure.ratio(row, rows[0])
     row["exchange_ms"] = statistics.median(times) if row["n"] > 1 else 0.0
@@ -191,12 +193,18 @@ def paced(
   return measure.Table("Steps side by side", note, columns, rows, reading)
 
 
-def _exchanger(run: run_lib.Run):
-  box = [run_lib.start(run)]
+def exchanger(run: run_lib.Run) -> Callable[[], Any]:
+  """Exchanges round after round, each with its own permutation.
+
+  The permutation follows from the steps done: exchanged again at the same
+  step, every unit would go where it is.
+  """
+  state, done = run_lib.start(run), itertools.count(ROUND, ROUND)
 
   def exchange():
-    box[0] = run.exchange(box[0], 20)
-    jax.block_until_ready(box[0])
+    nonlocal state
+    state = jax.block_until_ready(run.exchange(state, next(done)))
+    return state
 
   return exchange
 

@@ -1,5 +1,6 @@
 """The suite `subnets` at a small size, and the wide net that does not fit."""
 
+import numpy as np
 import pytest
 
 from experiments import bench_subnets, measure
@@ -59,6 +60,15 @@ def accuracy_after(run, steps):
     state = run.exchange(state, step + 1)
   tally = phases.evaluate(run, state, feed)
   return tally.correct.sum() / tally.total.sum()
+
+
+def test_every_exchange_deals_anew():
+  """An exchange that is timed moves units, and other ones each time."""
+  exchange, seen = bench_subnets.exchanger(bench_subnets.build(HIDDEN, 2)), []
+  for _ in range(4):
+    index = exchange().bank.apart.index
+    seen.append(np.concatenate([np.ravel(x) for x in index.values()]).tolist())
+  assert all(a != b for i, a in enumerate(seen) for b in seen[:i])
 
 
 @pytest.mark.slow
