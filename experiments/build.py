@@ -26,6 +26,7 @@ from mhil import (
   sharding,
   stages,
   streams,
+  subnets,
   transforms,
   validation,
 )
@@ -142,7 +143,8 @@ def make_objective(
 ) -> objectives.Objective:
   """How one branch learns."""
   if config.objective.name == "end_to_end":
-    return objectives.end_to_end(branch)
+    objective = objectives.end_to_end(branch)
+    return subnets.tested(objective, branch, config.subnets.statistics)
   if config.objective.name == "layer_parallel":
     return build_layers.make(config.layer_parallel, branch, dataset)
   cut = make_split(config.local, branch, dataset)

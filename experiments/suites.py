@@ -57,6 +57,16 @@ def _subnets(config: str, each: int, n: int) -> list[Row]:
   ]
 
 
+def _two_layers(config: str) -> list[Row]:
+  """The paper's net of one hidden layer: every weight is in some subnet."""
+  one: dict[str, Any] = {"network.widths": (512,)}
+  local = one | {"subnets.method": "local_sgd"}
+  return [
+    Row("n=4 IST, one hidden layer", config, one),
+    Row("n=4 local SGD, one hidden layer", config, local),
+  ]
+
+
 def _dealt(config: str) -> list[Row]:
   """The steps that the residual form gained by, one after the other."""
   every = {"subnets.dealt": "all", "subnets.scale": False}
@@ -185,11 +195,23 @@ SUITES: dict[str, list[Row]] = {
       {"optimizer.learning_rate": 0.0},
     ),
   ],
-  "subnets_wide": _subnets("subnets_wide", 32, 4)[:4],
+  "subnets_wide": [
+    *_subnets("subnets_wide", 32, 4)[:4],
+    *_two_layers("subnets_wide"),
+  ],
   "subnets_cifar10_resnet": _dealt("subnets_cifar10_resnet"),
   "subnets_stream": [
     Row("D-CE, heads as 2 subnets", "subnets_stream"),
-    Row("D-CE, whole heads", "subnets_stream", {"mesh.subnet": 1}),
+    Row(
+      "D-CE, whole heads, collected statistics",
+      "subnets_stream",
+      {"mesh.subnet": 1},
+    ),
+    Row(
+      "D-CE, whole heads",
+      "subnets_stream",
+      {"mesh.subnet": 1, "subnets.statistics": "running"},
+    ),
     Row(
       "D-CE, heads as 2 subnets, running statistics",
       "subnets_stream",

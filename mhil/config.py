@@ -81,10 +81,10 @@ class Subnets:
 
   `method`: `ist`, independent subnets, or its baselines `local_sgd` and
   `data_parallel`. A round is `local_steps` long; with `renew` the next one has
-  other subnets. The optimiser's `state` is `reset` or `deal`t. `statistics` of
-  tests: `running`, `batch` or `collected` on the whole branch. `dealt` blocks
+  other subnets. The optimiser's `state` is `reset` or `deal`t. `dealt` blocks
   of a resnet: `longest` section or `all`; `scale` divides their residuals by
-  the number of subnets in tests.
+  the number of subnets in tests. `statistics` of tests, of whole branches too:
+  `running`, `batch` or `collected` on the whole branch.
   """
 
   method: str = "ist"

@@ -137,7 +137,12 @@ def validate(config: config_lib.Config) -> None:
 
 
 def _check_objective(config: config_lib.Config) -> None:
-  name = config.objective.name
+  name, statistics = config.objective.name, config.subnets.statistics
+  if statistics != "running" and name != "end_to_end":
+    raise ValueError(
+      f"subnets.statistics={statistics} is not offered for objective.name="
+      f"{name}; use subnets.statistics=running or objective.name=end_to_end"
+    )
   if config.network.output_norm and name != "end_to_end":
     raise ValueError(
       f"network.output_norm=true is not part of objective.name={name}; use "

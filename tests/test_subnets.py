@@ -346,8 +346,10 @@ class TestBaselines:
 
 
 class TestStatistics:
-  def test_collected_ones_are_those_of_the_merged_net(self):
-    run = build(2, statistics="collected")
+  @pytest.mark.parametrize("n", [1, 2])
+  def test_collected_ones_are_those_of_the_merged_net(self, n):
+    """Or of a net that was never cut."""
+    run = build(n, statistics="collected", plain=n == 1)
     state = after(run, EVERY)
     rows = np.flatnonzero(
       np.isin(run.dataset.train_labels, run.stream.tasks[0])
@@ -364,8 +366,9 @@ class TestStatistics:
     assert (np.abs(got - mean) < 4 * spread / 32).all()
     assert not same(settled.stats, merged.stats)
 
-  def test_a_batch_s_own_go_by_its_company(self):
-    run = build(2, statistics="batch")
+  @pytest.mark.parametrize("n", [1, 2])
+  def test_a_batch_s_own_go_by_its_company(self, n):
+    run = build(n, statistics="batch", plain=n == 1)
     state = run_lib.start(run)
     predict = phases.predictor(run, state, 2)
     images = run.dataset.test_images

@@ -1,5 +1,9 @@
 """Configurations of subnets: what is built, and what is refused in one line."""
 
+import functools
+
+import jax
+import numpy as np
 import pytest
 
 from experiments import build, cli, compare, suites
@@ -76,6 +80,10 @@ REFUSED = {
     {"network__name": "convnet"},
     "network.output_norm=true",
   ),
+  "statistics of another objective": (
+    {"objective__name": "local", "network__output_norm": False},
+    "subnets.statistics=collected is not offered for objective.name=local",
+  ),
 }
 
 
@@ -112,6 +120,29 @@ def test_without_the_axis_nothing_is_cut():
   assert build.parts(digits(mesh__subnet=1)).partition is partitions.NONE
 
 
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("statistics", ["running", "collected"])
+def test_statistics_do_not_go_by_the_number_of_subnets(n, statistics):
+  """Else a comparison of subnets with whole heads would be of both."""
+  config = digits(mesh__subnet=n, subnets__statistics=statistics)
+  collect = build.parts(config).objective.collect
+  assert (collect is not None) == (statistics == "collected")
+
+
+def test_a_whole_branch_can_be_tested_by_its_batch():
+  config = digits(mesh__subnet=1, subnets__statistics="batch")
+  parts = build.parts(config)
+  params, stats, _ = parts.objective.init(jax.random.key(0))
+  images = parts.dataset.test_images[:4] / 16.0
+
+  @functools.partial(jax.vmap, axis_name="data")  # of one device
+  def predict(images):
+    return parts.objective.predict(params, stats, images)
+
+  together, alone = predict(images[None]), predict(images[None, :2])
+  assert not np.allclose(together[:, :2], alone, atol=0.01)
+
+
 def test_a_resnet_is_cut_between_its_blocks():
   parts = build.parts(
     digits(
@@ -128,6 +159,26 @@ def test_a_resnet_is_cut_between_its_blocks():
 @pytest.mark.parametrize(
   "suite", [name for name in suites.SUITES if name.startswith("subnets")]
 )
-def test_a_suite_names_every_method_it_compares(suite):
+def test_no_two_rows_of_a_suite_are_the_same_run(suite):
   configs = [compare.configure(row, 0) for row in suites.SUITES[suite]]
   assert len({config_lib.to_json(config) for config in configs}) == len(configs)
+
+
+def test_the_stream_is_compared_with_whole_heads_tested_alike():
+  rows = {row.label: row for row in suites.SUITES["subnets_stream"]}
+  first, whole = (
+    compare.configure(rows[label], 0)
+    for label in (
+      "D-CE, heads as 2 subnets", "D-CE, whole heads, collected statistics"
+    )
+  )  # fmt: skip
+  assert (first.mesh.subnet, whole.mesh.subnet) == (2, 1)
+  whole.mesh.subnet = 2
+  assert config_lib.to_json(first) == config_lib.to_json(whole)
+
+
+def test_the_wide_suite_has_the_paper_s_two_layers_and_three():
+  configs = [compare.configure(r, 0) for r in suites.SUITES["subnets_wide"]]
+  found = {(c.network.widths, c.subnets.method) for c in configs}
+  for widths in (512, 512), (512,):
+    assert {(widths, "ist"), (widths, "local_sgd")} <= found
