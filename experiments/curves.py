@@ -5,40 +5,32 @@
 Trains the rows of a suite of `experiments.compare` of one task each, tests the
 merged branch on the way, and writes OUT.md, OUT.csv and one
 figure for each kind of network: accuracy against samples, bytes received by a
-device, and modelled time on links of 1 and 10 Gbit/s.
+device, and modelled time on links of 1 and 10 Gbit/s (`curves_page`).
 """
 
-import csv
-import datetime
-import importlib.metadata
 import json
 import pathlib
-import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import flags
 
-from experiments import build, cli, compare, suites, workdir
+from experiments import build, cli, compare, curves_page, suites, workdir
+from mhil import config as config_lib
 from mhil import (
-  facts,
+  dealing,
   inputs,
+  networks,
   partitions,
   phases,
-  plots,
+  plan,
   prepare,
   sharding,
   subnets,
 )
 from mhil import run as run_lib
-
-LINKS = {"1 Gbit/s": 1e9, "10 Gbit/s": 1e10}
-# What the modelled device computes; a step's operations are the compiler's.
-FLOPS_PER_SECOND = 1e12
-# Rows that the figures leave out.
-ASIDE = "momentum|control"
-COLUMNS = ("step", "samples", "bytes", "flops", "accuracy", "coverage")
 
 
 class Cost(NamedTuple):
@@ -46,13 +38,33 @@ class Cost(NamedTuple):
 
   Attributes:
     flops: operations of a step.
-    step: bytes that a device receives in a step.
+    deal: bytes that a device receives before the first step.
+    step: bytes that it receives in a step.
     exchange: bytes that it receives in an exchange.
   """
 
   flops: float
+  deal: float
   step: float
   exchange: float
+
+
+class Done(NamedTuple):
+  """How far a run has come.
+
+  Attributes:
+    steps: taken.
+    state: after them, and after an exchange that was due.
+    exchanges: so far, without the first deal.
+    again: of them, those with an all-to-all that was made more than once.
+    indices: tables of the rounds that have had a step.
+  """
+
+  steps: int
+  state: Any
+  exchanges: int
+  again: int
+  indices: list[dict[str, np.ndarray]]
 
 
 def main() -> None:
@@ -69,22 +81,55 @@ def main() -> None:
   with cli.checking():
     sharding.simulate(most)
   out = pathlib.Path(flags.FLAGS.out or f"docs/results/{name}")
+  place = pathlib.Path(flags.FLAGS.runs) / "curves" / name
   done: dict[str, list[dict[str, Any]]] = {}
   for seed in seeds:
     for row in rows:
-      place = pathlib.Path(flags.FLAGS.runs) / "curves" / name
       path = place / f"{compare.slug(row, seed)}.json"
-      if not path.exists():
-        found = trained(configs[row.label][seed], flags.FLAGS.tests)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found))
-      found = json.loads(path.read_text())
+      found = finish(configs[row.label][seed], flags.FLAGS.tests, path)
       done.setdefault(row.label, []).append(found)
       print(f"{row.label:<40} seed {seed}  {found['tested']}", flush=True)
-    write(out, name, done)
+    curves_page.write(out, name, done)
 
 
-def trained(config: Any, tests: int) -> dict[str, Any]:
+def finish(
+  config: config_lib.Config, tests: int, path: pathlib.Path
+) -> dict[str, Any]:
+  """A configuration's curve, which is trained if the file is not there.
+
+  Args:
+    config: of one task.
+    tests: points of the curve.
+    path: file that keeps it.
+
+  Raises:
+    UserError: if the file's curve is of another configuration.
+  """
+  asked = _asked(config, tests)
+  if not path.exists():
+    found = {"asked": asked, **trained(config, tests)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found))
+  found = json.loads(path.read_text())
+  old = found.get("asked", {})
+  for field, value in asked.items():
+    if old.get(field) != value:
+      raise cli.UserError(
+        f"{path} holds a curve with {field}={old.get(field)!r}, not {value!r}; "
+        "remove it, or use another --runs"
+      )
+  return found
+
+
+def _asked(config: config_lib.Config, tests: int) -> dict[str, Any]:
+  """What a curve is of, as JSON gives it back."""
+  asked = config_lib.flatten(json.loads(config_lib.to_json(config)))
+  # Where the data lie on this machine is nobody's business.
+  del asked["data.folder"]
+  return asked | {"tests": tests}
+
+
+def trained(config: config_lib.Config, tests: int) -> dict[str, Any]:
   """Trains a configuration of one task; its curve of so many `tests`."""
   with cli.checking():
     parts = build.parts(config)
@@ -96,47 +141,92 @@ def trained(config: Any, tests: int) -> dict[str, Any]:
   mesh, stream, dataset, objective, loss, recipe, transform, partition = parts
   given = mesh, stream, dataset, objective, loss, recipe, config.seed
   run = prepare.build(*given, transform, partition)
-  cost, curve = cost_of(run), []
-  indices: list[dict[str, np.ndarray]] = []
-  state, feed = run_lib.start(run), phases.open_phase(run, run.phases[0])
-  steps = run.phases[0].steps
-  marks = {round(i * len(steps) / tests) for i in range(1, tests + 1)}
-  exchanges = 0
-  for step, (batches, samples) in zip(steps, inputs.steps(run, feed, 0)):
-    if not indices or step % max(partition.every, 1) == 0:
-      indices.append(_index(state))
-    state = run.step(state, batches, feed.task, samples)
-    if run.one_at_a_time:
-      jax.block_until_ready(state)
-    before = state
-    state = run.exchange(state, step + 1)
-    exchanges += state is not before
-    if step + 1 in marks:
-      curve.append(
-        {
-          "step": step + 1,
-          "samples": (step + 1) * recipe.batch,
-          "bytes": (step + 1) * cost.step + exchanges * cost.exchange,
-          "flops": (step + 1) * cost.flops,
-          "accuracy": accuracy(run, state, feed),
-          "coverage": partitions.coverage(partition, indices),
-        }
-      )
+  cost, curve, feed = cost_of(run), [], phases.open_phase(run, run.phases[0])
+  steps = len(feed.phase.steps)
+  marks = {round(i * steps / tests) for i in range(1, tests + 1)}
+  for done in walk(run, feed):
+    if done.steps in marks:
+      curve.append(point(run, feed, cost, done))
   sizes = {"whole": len(dataset.test_labels), "32": 32}
   return {
     "curve": curve,
     "cost": cost._asdict(),
+    "exchanges": done.exchanges,
+    "again": done.again,
     "tested": {"configured": curve[-1]["accuracy"]}
     | {
-      f"batch of {name}": batch_accuracy(run, state, config, size)
+      f"batch of {name}": batch_accuracy(run, done.state, config, size)
       for name, size in sizes.items()
       if config.network.name == "mlp" and config.network.norm == "batch"
     },
   }
 
 
+def walk(run: run_lib.Run, feed: inputs.Feed) -> Iterator[Done]:
+  """Trains the first phase of a run, step by step."""
+  state, exchanges, again = run_lib.start(run), 0, 0
+  index = _index(state)
+  indices: list[dict[str, np.ndarray]] = []
+  given = inputs.steps(run, feed, feed.phase.steps.start)
+  for steps, (batches, samples) in enumerate(given, 1):
+    if not indices or indices[-1] is not index:
+      indices.append(index)
+    state = run.step(state, batches, feed.task, samples)
+    if run.one_at_a_time:
+      jax.block_until_ready(state)
+    then = run.exchange(state, steps)
+    if then is not state:
+      state, index = then, _index(then)
+      exchanges += 1
+      again += repeated(run.partition, indices[-1], index)
+    yield Done(steps, state, exchanges, again, indices)
+
+
 def _index(state: Any) -> dict[str, np.ndarray]:
   return {k: np.array(v) for k, v in state.bank.apart.index.items()}
+
+
+def repeated(
+  partition: partitions.Partition,
+  old: dict[str, np.ndarray],
+  new: dict[str, np.ndarray],
+) -> bool:
+  """Whether this exchange makes an all-to-all more than once."""
+  if not partition.renew:
+    return False
+  ways = [(old[units], new[units]) for units in new]
+  for _, units in partition.pairs:
+    # The block of a hidden layer goes home, and the next one comes from there.
+    home = np.arange(old[units].size, dtype=np.int32).reshape(old[units].shape)
+    ways += [(old[units], home), (home, new[units])]
+  return any(dealing.trips(*way) > 1 for way in ways)
+
+
+def point(
+  run: run_lib.Run, feed: inputs.Feed, cost: Cost, done: Done
+) -> dict[str, float]:
+  """What was reached, and what it took so far."""
+  received = cost.deal + done.steps * cost.step + done.exchanges * cost.exchange
+  weights = networks.count_parameters(
+    jax.eval_shape(run.objective.init, jax.random.key(0))[0]
+  )
+  return {
+    "step": done.steps,
+    "samples": samples_of(feed.phase, run.recipe.batch, done.steps),
+    "bytes": received,
+    "flops": done.steps * cost.flops,
+    "accuracy": accuracy(run, done.state, feed),
+    "coverage": partitions.coverage(run.partition, done.indices, weights),
+  }
+
+
+def samples_of(phase: plan.Phase, batch: int, steps: int) -> int:
+  """Samples in the first steps of a phase.
+
+  The last batch of a pass is filled up with rows that weigh nothing.
+  """
+  passes, rest = divmod(steps, phase.per_epoch)
+  return passes * phase.rows + min(rest * batch, phase.rows)
 
 
 def accuracy(run: run_lib.Run, state, feed) -> float:
@@ -175,123 +265,7 @@ def cost_of(run: run_lib.Run) -> Cost:
     )
 
   flops = run.step.cost_analysis()["flops"]
-  return Cost(flops, received(run.traffic), received(run.exchanged))
-
-
-def write(
-  out: pathlib.Path, name: str, done: dict[str, list[dict[str, Any]]]
-) -> None:
-  """Writes OUT.md, OUT.csv and the figures."""
-  out.parent.mkdir(parents=True, exist_ok=True)
-  with out.with_suffix(".csv").open("w", newline="") as file:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["row", "seed", *COLUMNS])
-    for label, runs in done.items():
-      for seed, run in enumerate(runs):
-        for point in run["curve"]:
-          writer.writerow([label, seed, *(point[c] for c in COLUMNS)])
-  head = [
-    "row", "seeds", "test", "test, batch statistics of all",
-    "of 32", "weights ever trained", "MB received a device",
-    *(f"modelled ms, {link}" for link in LINKS),
-  ]  # fmt: skip
-  lines = [
-    f"# Curves `{name}`",
-    "",
-    *about(name, max(map(len, done.values()))),
-    "",
-    "| " + " | ".join(head) + " |",
-    "|" + " --- |" * len(head),
-    *("| " + " | ".join(cells(k, v)) + " |" for k, v in done.items()),
-  ]
-  for title, path in figures(out, done).items():
-    lines += ["", f"![{title}]({path.name})"]
-  out.with_suffix(".md").write_text("\n".join(lines) + "\n")
-
-
-def about(name: str, seeds: int) -> list[str]:
-  """Where the numbers come from."""
-  versions = ", ".join(
-    f"{p} {importlib.metadata.version(p)}" for p in facts.PACKAGES
-  )
-  given = " --data_folder=DIR" if flags.FLAGS.data_folder else ""
-  given += f" --tests={flags.FLAGS.tests}"
-  note = flags.FLAGS.note
-  return [
-    f"`python -m experiments.curves --suite={name} --seeds={seeds}{given}`, "
-    f"{datetime.date.today()}; {versions}; simulated devices.",
-    "",
-    "Test accuracy in % of the merged branch, mean and standard deviation over "
-    "seeds: with the statistics that the row's configuration names, and with "
-    "those of the test batch, all of it or 32 at a time. Every row sees as "
-    "many samples. Bytes are what one device receives, from the compiled "
-    "programs: of an all-reduce 2 (n-1)/n of its result, of an all-to-all "
-    "(n-1)/n, repeated ones not counted. Modelled time adds a step's "
-    f"operations, by the compiler's count, at {FLOPS_PER_SECOND:.0e} a second "
-    "and these bytes on the link, without latency and one after the other.",
-    *(["", note] if note else []),
-  ]
-
-
-def cells(label: str, runs: list[dict[str, Any]]) -> list[str]:
-  """One line of the page."""
-  last = [run["curve"][-1] for run in runs]
-  found = [label, str(len(runs))]
-  for key in ("configured", "batch of whole", "batch of 32"):
-    values = 100 * np.array([run["tested"].get(key, np.nan) for run in runs])
-    found.append("" if np.isnan(values).any() else spread(values))
-  found.append(f"{100 * np.mean([p['coverage'] for p in last]):.0f} %")
-  found.append(f"{np.mean([p['bytes'] for p in last]) / 1e6:,.3f}")
-  for link in LINKS.values():
-    found.append(f"{1e3 * np.mean([seconds(p, link) for p in last]):,.2f}")
-  return found
-
-
-def spread(values: np.ndarray) -> str:
-  """Mean and standard deviation."""
-  deviation = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-  return f"{values.mean():.1f}{deviation}"
-
-
-def seconds(point: dict[str, float], link: float) -> float:
-  """Modelled time up to a point of a curve, on a link of so many bit/s."""
-  return point["flops"] / FLOPS_PER_SECOND + 8 * point["bytes"] / link
-
-
-def figures(
-  out: pathlib.Path, done: dict[str, list[dict[str, Any]]]
-) -> dict[str, pathlib.Path]:
-  """Draws a figure for each kind of network; rows of panels by n."""
-  kinds = {"": "with batch norm", ", no norm": "without norm"}
-  drawn = {}
-  for ending, title in kinds.items():
-    panels: dict[str, dict[str, Any]] = {}
-    for label, runs in done.items():
-      head, _, method = label.partition(" ")
-      plain = method.removesuffix(", no norm")
-      same = method == plain + ending
-      if same and head.startswith("n=") and not re.search(ASIDE, plain):
-        panels.setdefault(head, {})[plain] = lines_of(runs)
-    if panels:
-      tail = "no_norm" if ending else "norm"
-      path = out.with_name(f"{out.name}_{tail}.png")
-      plots.panels(panels, path, title)
-      drawn[title] = path
-  return drawn
-
-
-def lines_of(runs: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-  """`{axis: [2, k]}`: where on that axis, and the mean accuracy there."""
-  curves = [run["curve"] for run in runs]
-  mean = np.mean([[p["accuracy"] for p in c] for c in curves], axis=0)
-  first = curves[0]
-  axes = {
-    "samples": [p["samples"] for p in first],
-    "MB received by a device": [p["bytes"] / 1e6 for p in first],
-  }
-  for name, link in LINKS.items():
-    axes[f"modelled s, {name}"] = [seconds(p, link) for p in first]
-  return {name: np.array([x, mean]) for name, x in axes.items()}
+  return Cost(flops, *map(received, (run.dealt, run.traffic, run.exchanged)))
 
 
 if __name__ == "__main__":

@@ -22,9 +22,11 @@ def attach(run: run_lib.Run) -> run_lib.Run:
   # Apart from the keys of steps and of the start.
   root = jax.random.fold_in(jax.random.key(run.seed), 2**32 - 2)
   like, ordered = run.fresh(root), run.fresh
-  deal, exchanged = _compiled(run, like, renew=bool(partition.units))
-  again = deal
-  if partition.units and not partition.renew:
+  deal, dealt = (lambda held, key: held), ()  # Copies begin alike.
+  if partition.units:
+    deal, dealt = _compiled(run, like, renew=True)
+  again, exchanged = deal, dealt
+  if partition.every and not partition.renew:
     again, exchanged = _compiled(run, like, renew=False)
   ends = {phase.steps.stop for phase in run.phases}
 
@@ -40,6 +42,7 @@ def attach(run: run_lib.Run) -> run_lib.Run:
     fresh=lambda key: deal(ordered(key), jax.random.fold_in(key, 1)),
     exchange=exchange,
     whole=jax.jit(partitions.whole(partition, run.objective, run.mesh)),
+    dealt=dealt,
     exchanged=exchanged if partition.every else (),
   )
 

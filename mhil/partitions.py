@@ -267,22 +267,23 @@ def _blank(x):
   return jnp.where(True, 0.0, x)
 
 
-def coverage(partition: Partition, indices: list[Index]) -> float:
-  """Share of the weights between units that have ever been trained.
+def coverage(partition: Partition, indices: list[Index], weights: int) -> float:
+  """Share of a branch's weights that have ever been trained.
 
-  Such a weight is trained only in rounds in which one part holds both of its
-  units. 1 for branches that have none.
+  A weight between two units is trained only in rounds in which one part holds
+  both; every other one is trained in all rounds.
 
   Args:
     partition: how the branch is cut.
-    indices: the tables of the rounds so far.
+    indices: the tables of the rounds so far, one at least.
+    weights: the branch's, all of them.
   """
-  met, pairs = 0, 0
+  apart = 0
   for before, after in partition.pairs:
     shape = partition.units[before], partition.units[after]
     seen = np.zeros(shape, bool)
     for index in indices:
       for rows, columns in zip(index[before], index[after]):
         seen[np.ix_(rows, columns)] = True
-    met, pairs = met + int(seen.sum()), pairs + seen.size
-  return met / pairs if pairs else 1.0
+    apart += int(seen.size - seen.sum())
+  return 1 - apart / weights

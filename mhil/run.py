@@ -60,6 +60,7 @@ class Run(NamedTuple):
       first stage.
     partition: how a branch falls into parts along `subnet`.
     exchanged: the collectives of one exchange between them.
+    dealt: those of the first deal, before the first step.
   """
 
   mesh: Mesh
@@ -91,6 +92,7 @@ class Run(NamedTuple):
   grid: Mesh
   partition: partitions.Partition = partitions.NONE
   exchanged: tuple[sharding.Collective, ...] = ()
+  dealt: tuple[sharding.Collective, ...] = ()
   collect: Callable[[bank_lib.Bank, np.ndarray], bank_lib.Bank] = (
     lambda bank, rows: bank
   )

@@ -37,6 +37,74 @@ def test_rows(tmp_path, figures):
   assert not overlaps(left.get_yticklabels(), figures[0])
 
 
+CONTROLLED = {
+  "accuracy, %": {
+    "ours": [96.0, 98.0],
+    "peer": [95.0],
+    "at 0 (control)": [9.5],
+  },
+  "seconds": {"ours": [9.0], "peer": [4.0], "at 0 (control)": [6.0]},
+}
+
+
+def test_a_control_does_not_stretch_the_axis(tmp_path, figures):
+  comparison.rows(CONTROLLED, tmp_path / "rows.png")
+  check_picture(tmp_path / "rows.png")
+  left, right = figures[0].axes
+  low, high = left.get_xlim()
+  assert 90 < low < 95 and 97 + np.sqrt(2) < high < 100
+  assert drawn(left)[0].tolist() == [[97, 0], [95, 1]]
+  (mark,) = (line for line in left.lines if line.get_marker() == "<")
+  assert mark.get_xydata().tolist() == [[low, 2]]
+  (text,) = left.texts
+  assert text.get_text() == "9.5"
+  # Inside of what the others reach it is drawn like them, and it is no reason
+  # to cut an axis off above zero.
+  assert drawn(right)[0].tolist() == [[9, 0], [4, 1], [6, 2]]
+  assert not right.texts and right.get_xlim()[0] < 0
+
+
+def test_a_control_above_all_others_points_the_other_way(tmp_path, figures):
+  columns = {"forgetting": {"ours": [-2.0, 2.0], "shuffled (control)": [50.0]}}
+  comparison.rows(columns, tmp_path / "rows.png")
+  (axes,) = figures[0].axes
+  assert axes.get_xlim()[1] < 5 and axes.texts[0].get_text() == "50.0"
+  assert [line.get_marker() for line in axes.lines][-1] == ">"
+
+
+def test_controls_alone_are_drawn(tmp_path, figures):
+  comparison.rows({"x": {"a (control)": [3.0]}}, tmp_path / "rows.png")
+  (axes,) = figures[0].axes
+  assert drawn(axes)[0].tolist() == [[3, 0]] and not axes.texts
+
+
+def test_panels(tmp_path, figures):
+  where, mean, deviation = [1, 2, 4], [50.0, 70.0, 80.0], [4.0, 2.0, 1.0]
+  line = {
+    "samples": np.array([where, mean, deviation]),
+    "MB": np.array([[3, 6, 12], mean, deviation]),
+  }
+  lines = {"ours": line, "peer": line | {"MB": line["MB"] * [[2], [1], [1]]}}
+  path = tmp_path / "panels.png"
+  comparison.panels({"n=2": lines, "n=4": lines}, path, "digits", "accuracy, %")
+  check_picture(path)
+  table = figures[0].axes
+  assert [a.get_ylabel() for a in table] == [
+    "n=2, accuracy, %", "", "n=4, accuracy, %", ""
+  ]  # fmt: skip
+  assert [a.get_xlabel() for a in table] == ["", "", "samples", "MB"]
+  assert [a.get_xscale() for a in table] == ["linear", "log"] * 2
+  assert figures[0].get_suptitle() == "digits"
+  ours, peer = table[1].lines
+  assert ours.get_xydata().tolist() == np.array([[3, 6, 12], mean]).T.tolist()
+  assert peer.get_xdata().tolist() == [6, 12, 24]
+  band, _ = table[0].collections
+  ends = band.get_paths()[0].vertices
+  for x, y, half in zip(where, mean, deviation):
+    found = ends[ends[:, 0] == x, 1]
+    assert {y - half, y + half} <= set(found)
+
+
 def test_scans(tmp_path, figures):
   curves = {
     "size": {"ours": {30: [70.0, 72.0], 5: [60.0, 60.0]}, "peer": {5: [50.0]}},

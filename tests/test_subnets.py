@@ -258,6 +258,14 @@ class TestTraffic:
     assert got == rows * want > 0
     assert {c.axes for c in run.exchanged} == {("subnet",)}
 
+  def test_the_first_deal_is_a_full_exchange(self):
+    run, fixed = (build(2, norm="none", renew=x) for x in (True, False))
+    assert run.dealt == run.exchanged
+    assert fixed.dealt == run.dealt != fixed.exchanged
+    for method in "local_sgd", "data_parallel":
+      # Copies are alike from the start.
+      assert build(2, method=method, norm="none").dealt == ()
+
   def test_fixed_subnets_exchange_what_they_share(self):
     run = build(2, norm="none", renew=False)
     # The readout's bias of three heads.
@@ -468,13 +476,24 @@ class TestProgress:
 
 
 class TestCoverage:
+  # Layers of 4 x 8, 8 x 16 and 16 x 3, scale and shift of each hidden unit.
+  WEIGHTS = 32 + 128 + 48 + 2 * (8 + 16)
+
   def test_counts_pairs_that_have_met(self):
     _, partition = parts(2)
     order = {k: np.arange(v).reshape(2, -1) for k, v in partition.units.items()}
-    assert partitions.coverage(partition, [order]) == 0.5
+    # Half of the weights between hidden layers were never trained.
+    share = partitions.coverage(partition, [order], self.WEIGHTS)
+    assert share == 1 - 64 / self.WEIGHTS
     other = order | {"dense0": order["dense0"][::-1]}
-    assert partitions.coverage(partition, [order, other]) == 1.0
-    assert partitions.coverage(partition, []) == 0.0
+    share = partitions.coverage(partition, [order, other], self.WEIGHTS)
+    assert share == 1.0
+
+  def test_its_weights_are_all_of_the_branch_and_of_a_copy(self):
+    params = jax.eval_shape(parts(2)[0].init, jax.random.key(0))[0]
+    assert networks.count_parameters(params) == self.WEIGHTS
+    _, copies = parts(2, "local_sgd")
+    assert partitions.coverage(copies, [{}], self.WEIGHTS) == 1.0
 
 
 class TestBadInput:
