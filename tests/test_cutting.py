@@ -119,6 +119,26 @@ def test_a_subnet_is_the_net_with_other_neurons_masked(hidden):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("n, theirs", [(2, 25.3), (4, 21.1), (8, 19.0)])
+def test_numbers_of_a_round_beside_the_paper_s(n, theirs):
+  """Its three-layer net, in millions; the method page has no others."""
+  d, f, c = 4096, 4096, 35
+  assert round((f * d + f**2 / n + f * c) / 1e6, 1) == theirs
+  cut = subnets.neurons((f, f), n)
+  part = networks.mlp(d, c, (f // n, f // n), "batch", output_norm=True)
+  params, _ = jax.eval_shape(part.init, jax.random.key(0))
+  weights = {
+    name: x for name, x in cut.flat({"params": params}).items() if x.ndim == 2
+  }
+  assert len(weights) == 3
+  # All devices, four bytes a number; an n-th stays where it is.
+  ours = n * cutting.traffic(cut, weights) / 4 * (n - 1) / n / 1e6
+  bare = (f * (d + c) + 2 * f**2 / n) * (n - 1) / n / 1e6
+  page = (GOLDEN.parents[1] / "docs" / "methods" / "5-subnets.md").read_text()
+  line = f"| {n} | {theirs} | {2 * theirs:.1f} | {ours:.1f} | {bare:.1f} |"
+  assert line in page
+
+
 class Golden:
   """The authors' numbers in our names."""
 
