@@ -24,9 +24,16 @@ class Layout(NamedTuple):
   Attributes:
     axes: `("head",)` for `[l, h, ...]`, or `("head", "subnet")` where parts of
       a head are trained apart, `[l, h, n, ...]`.
+    joint: the parts are copies that take each step on one batch together.
   """
 
   axes: tuple[str, ...] = ("head",)
+  joint: bool = False
+
+  @property
+  def samples(self) -> tuple[str, ...]:
+    """The mesh axes over which a batch lies."""
+    return ("data", "subnet") if self.joint else ("data",)
 
   @property
   def spec(self) -> P:
@@ -53,6 +60,7 @@ class Layout(NamedTuple):
 
 WHOLE = Layout()
 PARTS = Layout(("head", "subnet"))
+COPIES = Layout(("head", "subnet"), joint=True)
 
 
 class Bank(NamedTuple):

@@ -90,6 +90,7 @@ def update(
   optimizer: optax.GradientTransformation,
   rate: Callable[[jax.Array, Task], jax.Array],
   train_heads: str,
+  joint: bool = False,
 ) -> Bank:
   """One step of every training head of this device; runs in `shard_map`.
 
@@ -106,6 +107,7 @@ def update(
     rate: `(step, task) -> learning rate`.
     train_heads: `all`, `readout` (old heads train their last layer) or `new`
       (old heads are frozen and, with D-CE, not even evaluated).
+    joint: see `bank.Layout`.
   """
   shared = _share(bank, task, prior, batch, objective, loss, train_heads)
   scale = rate(step, task)
@@ -121,7 +123,8 @@ def update(
           criterion,
           jax.random.fold_in(key, head),
         )
-        return _move(part, _agree(out), optimizer, scale, step, moving)
+        out = objectives.agreed(out, joint)
+        return _move(part, out, optimizer, scale, step, moving)
 
       return run
 
@@ -283,17 +286,6 @@ def _share(bank, task, prior, batch, objective, loss, train_heads):
   return loss.share(logits, prior, task.valid[:, 0], "head")
 
 
-def _agree(out: objectives.Step) -> objectives.Step:
-  """Sums over `data` what the samples there made different."""
-  loss = lax.psum(out.loss, "data")
-  stats = jax.tree.map(_mean_over_data, out.stats)
-  return out._replace(loss=loss, stats=stats)
-
-
 def _rows(tree):
   # `[l, ...]` of this device to its part `[l, 1, ...]` of `[l, h, ...]`.
   return jax.tree.map(lambda x: manual.vary(x, "head")[:, None], tree)
-
-
-def _mean_over_data(x):
-  return lax.pmean(x, "data") if "data" in manual.varying(x) else x

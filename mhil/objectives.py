@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
-from mhil import networks
+from mhil import manual, networks
 
 Tree = Any
 Criterion = Callable[[Float[Array, "b k"]], Float[Array, " b"]]
@@ -143,6 +144,38 @@ def end_to_end(branch: networks.Branch) -> Objective:
     return branch.apply(params, stats, images, True)[0]
 
   return Objective("end_to_end", init, step, predict, features, trained)
+
+
+def agreed(out: Step, joint: bool = False) -> Step:
+  """Makes alike what samples elsewhere made different; in `shard_map`.
+
+  Every step passes here, whatever it trains. Over `data` the loss is summed
+  and statistics are averaged; gradients are sums already, since parameters are
+  alike along it.
+
+  Args:
+    out: of this device's samples.
+    joint: over `subnet` as well, where parameters are copies, whose gradients
+      are sums of their own samples only.
+  """
+  if joint:
+    out = _over_copies(out)
+  loss = lax.psum(out.loss, "data")
+  stats = jax.tree.map(_mean_over_data, out.stats)
+  return out._replace(loss=loss, stats=stats)
+
+
+def _over_copies(out: Step) -> Step:
+  def vary(tree):
+    return jax.tree.map(lambda x: manual.vary(x, "subnet"), tree)
+
+  loss, grads = lax.psum(vary((out.loss, out.grads)), "subnet")
+  stats = lax.pmean(vary(out.stats), "subnet")
+  return vary(out._replace(loss=loss, grads=grads, stats=stats))
+
+
+def _mean_over_data(x):
+  return lax.pmean(x, "data") if "data" in manual.varying(x) else x
 
 
 def settling(objective: Objective) -> Objective:

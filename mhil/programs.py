@@ -116,6 +116,7 @@ def train_step(
       optimizer=optimizer,
       rate=rate,
       train_heads=train_heads,
+      joint=layout.joint,
     )
     bank = partitions.with_bank(state.bank, layout.leave(bank))
     return State(state.step + 1, bank, memory)
@@ -155,7 +156,8 @@ def beginning(
     memory, batch = transform.apply(memory, batch, everyone, memory_key)
     prior = priors(counts, task, samples, loss, correction)
     batch = share(batch, layout)
-    given = inputs_of(batch, samples, images_key, dataset)
+    over = layout.samples
+    given = inputs_of(batch, samples, images_key, dataset, over)
     return memory, prior, given, heads_key
 
   return begin
@@ -214,13 +216,14 @@ def inputs_of(
   samples: Samples,
   key: jax.Array,
   dataset: data_lib.Dataset,
+  axes: tuple[str, ...] = ("data",),
 ) -> objectives.Batch:
-  """What the heads see: augmented, with weights that sum to one."""
+  """What the heads see: augmented; weights sum to one over these axes."""
   images = augment.prepare(
     batch.rows, key, batch.position, **pixels(dataset), train=True
   )
   # The last batch of a pass may leave a part without any.
-  total = jnp.maximum(lax.psum(jnp.sum(batch.weight), "data"), 1.0)
+  total = jnp.maximum(lax.psum(jnp.sum(batch.weight), axes), 1.0)
   owners, columns = samples.owners[batch.label], samples.columns[batch.label]
   weight = batch.weight / total
   return objectives.Batch(images, owners, columns, weight, batch.number)

@@ -25,8 +25,9 @@ Ours:
 - Every head of a stream can be trained so, with any loss of its own.
 
 Baselines in the same code path: `local_sgd`, whose parts are copies that are
-averaged every J steps, and `data_parallel`, whose copies average gradients in
-each step. `blocks` cuts residual networks.
+averaged every J steps, and `data_parallel`, whose copies take each step on one
+batch together: an all-reduce of gradients. Batch norm sees a copy's own samples
+in both. `blocks` cuts residual networks.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,10 +36,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from mhil import bank as bank_lib
-from mhil import cutting, manual, networks, partitions
+from mhil import cutting, networks, partitions
 from mhil.cutting import Cut
 from mhil.objectives import Objective
 
@@ -100,8 +100,8 @@ def partition(
     cut: `neurons`, `blocks.sections`, or `cutting.copies` for the baselines.
     part: how one part learns; its branch has the units of one part.
     every: J, the local steps of a round.
-    method: `ist`, `local_sgd` or `data_parallel`; what a step does with the
-      gradients of all parts.
+    method: `ist`, `local_sgd` or `data_parallel`, which sums the gradients of
+      all parts in each step.
     renew: draw new parts for each round; without, the first are kept.
     deal: deal the optimiser's state with the weights, instead of a fresh one
       in each round.
@@ -114,14 +114,7 @@ def partition(
       f"subnets.local_steps={every} never trains a subnet; use 1 or more"
     )
   _check("method", method, METHODS)
-  average = method == "data_parallel"
-
-  def step(*arguments):
-    out = part.step(*arguments)
-    if average:
-      grads, stats = lax.pmean((out.grads, out.stats), "subnet")
-      out = out._replace(grads=grads, stats=stats)
-    return jax.tree.map(lambda x: manual.vary(x, "subnet"), out)
+  joint = method == "data_parallel"
 
   def exchange(trees, rest, old, new):
     held, rest = cutting.exchange(cut, cut.flat(trees), rest, old, new)
@@ -140,10 +133,10 @@ def partition(
   return partitions.Partition(
     name=method,
     parts=cut.parts,
-    every=0 if average else every,
-    layout=bank_lib.PARTS,
+    every=0 if joint else every,
+    layout=bank_lib.COPIES if joint else bank_lib.PARTS,
     units=cut.units,
-    part=part._replace(step=step),
+    part=part,
     split=lambda objective, optimizer: _split(
       cut, objective, part, optimizer if deal else None
     ),

@@ -101,7 +101,7 @@ LAW = {
   "moving": {"buffer"},
   "counting": set(),
   "networks": {"counting", "layers", "pieces", "sharding"},
-  "objectives": {"networks", "sharding"},
+  "objectives": {"manual", "networks", "sharding"},
   "optimizers": set(),
   "parting": ENGINE,
   "partitions": {"bank", "heads", "objectives"},

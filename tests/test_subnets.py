@@ -62,9 +62,10 @@ def build(
   memory=tiny.NONE,
   recipe=RECIPE,
   plain=False,
+  each=20,
   **settings,
 ):
-  stream, dataset = tiny.stream(), tiny.dataset()
+  stream, dataset = tiny.stream(), tiny.dataset(each=each)
   mesh = sharding.make_mesh(head=head, data=data, subnet=n)
   objective, partition = parts(n, **settings)
   transform = None
@@ -105,6 +106,23 @@ def same(a, b):
   return all(
     np.array_equal(x, y) for x, y in zip(leaves(a), leaves(b), strict=True)
   )
+
+
+# 42 samples: five batches of 8, and one of two samples and six fillers.
+RAGGED = {
+  "norm": "none",
+  "each": 21,
+  "recipe": RECIPE._replace(optimizer=optimizers.sgd(0.0)),
+}
+
+
+def assert_copies_of(state, plain):
+  """All parts are alike, and what plain training has made."""
+  for x, y in zip(leaves(state.bank.bank.params), leaves(plain.bank.params)):
+    for part in range(1, x.shape[2]):
+      np.testing.assert_array_equal(x[:, :, 0], x[:, :, part])
+    # Sums over parts of the samples, in another order.
+    np.testing.assert_allclose(x[:, :, 0], y, rtol=1e-4, atol=1e-6)
 
 
 def of(bank, head, *part):
@@ -297,15 +315,21 @@ class TestSamples:
       assert np.asarray(x).tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
 
   def test_a_subnet_without_samples_stands_still(self):
-    """Five samples for eight subnets, in the last batch of a pass."""
-    recipe = RECIPE._replace(batch=32, optimizer=optimizers.sgd(0.0))
-    run = build(4, norm="none", recipe=recipe)
-    phase = run.phases_of(0)[0]
+    """Two samples for four subnets, in the last batch of a pass."""
+    run = build(4, **RAGGED)
     order = inputs.order_of(run, tiny.feed(run, 0), 0)
-    real = (order[-1] >= 0).reshape(-1, 4).sum(0)
-    state = after(run, phase.per_epoch, exchanging=False)
-    assert all(np.isfinite(x).all() for x in leaves(state.bank.bank.params))
-    assert real.min() > 0 or phase.rows % 32
+    real = (order >= 0).reshape(len(order), -1, 4).sum(1)
+    assert real[-1].tolist() == [1, 1, 0, 0] and (real[:-1] == 2).all()
+    before, then = (
+      leaves(after(run, steps, exchanging=False).bank.bank.params)
+      for steps in (len(order) - 1, len(order))
+    )
+    for x, y in zip(before, then):
+      np.testing.assert_array_equal(x[0, 0, 2:], y[0, 0, 2:])
+    for part in 0, 1:
+      # Its kernels and biases; a ReLU that sleeps leaves single ones alone.
+      assert any((x[0, 0, part] != y[0, 0, part]).any()
+                 for x, y in zip(before, then))  # fmt: skip
 
   def test_a_task_is_learnt_and_not_by_chance(self):
     recipe = RECIPE._replace(epochs=30)
@@ -343,14 +367,48 @@ class TestBaselines:
     how = {"norm": "none", "recipe": recipe}
     run = build(2, method="data_parallel", **how)
     state, plain = after(run, 5), after(build(1, plain=True, **how), 5)
-    for x, y in zip(leaves(state.bank.bank.params), leaves(plain.bank.params)):
-      np.testing.assert_array_equal(x[:, :, 0], x[:, :, 1])
-      # Two sums of half the samples.
-      np.testing.assert_allclose(x[:, :, 0], y, rtol=1e-4, atol=1e-6)
+    assert_copies_of(state, plain)
     size = sum(x[0, 0, 0].size for x in leaves(state.bank.bank.params))
     assert run.exchanged == ()
-    # A loop over heads: its body counts once.
-    assert sharding.bytes_over(run.traffic, "subnet") == 4 * size
+    # A loop over heads: its body counts once. The loss and the number of
+    # samples are a number each.
+    assert sharding.bytes_over(run.traffic, "subnet") == 4 * (size + 2)
+
+  def test_data_parallel_weighs_samples_alike_where_a_batch_is_short(self):
+    """Two parts have a sample each in the sixth step, two have none."""
+    run = build(4, method="data_parallel", **RAGGED)
+    plain = build(1, plain=True, **RAGGED)
+    assert_copies_of(after(run, 6), after(plain, 6))
+
+  def test_data_parallel_reports_the_loss_of_all_samples(self):
+    run = build(4, method="data_parallel", **RAGGED)
+    plain = after(build(1, plain=True, **RAGGED), 6)
+    found = np.asarray(after(run, 6).bank.bank.loss)[0, 0]
+    # Six losses of order one, summed in another order.
+    np.testing.assert_allclose(found, float(plain.bank.loss[0, 0]), rtol=1e-4)
+
+  @pytest.mark.parametrize("method", ["data_parallel", "local_sgd", "ist"])
+  def test_old_heads_can_train_their_readout_alone(self, method):
+    """A readout's step is another one than the branch's."""
+    recipe = RECIPE._replace(
+      optimizer=optimizers.sgd(0.9), train_heads="readout", cumulative=True
+    )
+    how = {"norm": "none", "recipe": recipe}
+    run = build(2, method=method, **how)
+    state = tiny.steps(run, run_lib.start(run), 1, 4)
+    first = run_lib.start(run).bank.bank.params
+    for head, frozen in (0, True), (1, False):
+      for name, (x, y) in {
+        k: (leaves(first[k]), leaves(state.bank.bank.params[k])) for k in first
+      }.items():
+        moved = any((a[head] != b[head]).any() for a, b in zip(x, y))
+        assert moved != (frozen and name != "readout"), (head, name)
+    if method == "data_parallel":
+      one = build(1, plain=True, **how)
+      assert_copies_of(state, tiny.steps(one, run_lib.start(one), 1, 4))
+    else:
+      last = leaves(state.bank.bank.params["readout"])
+      assert any((x[0, 0, 0] != x[0, 0, 1]).any() for x in last)
 
 
 class TestStatistics:
