@@ -116,8 +116,8 @@ def held(
   }
   note = (
     f"{PIXELS}-{'-'.join(map(str, hidden))}-{CLASSES + 1}, batch norm, plain "
-    f"SGD, {EACH} samples a subnet; one device holds the whole net. Held are "
-    "weights, statistics, the optimiser's state and the blocks that no subnet "
+    f"SGD without momentum, {EACH} samples a subnet; one device holds the "
+    "whole net. Held are weights, statistics and the blocks that no subnet "
     "trains; in a step and in an exchange, arguments and temporary memory of "
     "the compiled program, the training images among them. All for a device."
   )

@@ -200,7 +200,7 @@ class Optimizer:
   `factor` at `milestones`, or leaves so many `percents` of the rate from each
   on; milestones and `warm_up` are epochs. `decay_norm`: weight decay acts on
   normalisation and biases too. `clip` bounds the norm of one head's gradient,
-  unless 0.
+  or of one subnet's where `mesh.subnet` cuts it, unless 0.
   """
 
   name: str = "adam"

@@ -47,17 +47,18 @@ def sgd(
     update = g + momentum v if nesterov else v
 
   Args:
-    momentum: share of the last update that is kept.
+    momentum: share of the last update that is kept; 0 keeps no state at all.
     weight_decay: times the parameter, added to the gradient.
     nesterov: look ahead by one momentum step.
     decay_norm: let decay act on normalisation layers and biases too, as most
       published class-incremental recipes do.
-    clip: largest 2-norm of one head's gradient; 0 does not clip. The norm is
-      never taken across heads: it would need an exchange in every step, and
-      how far a head moves would depend on which others exist.
+    clip: largest 2-norm of one head's gradient, or of one subnet's where a
+      head trains as several; 0 does not clip. The norm is never taken across
+      them: it would need an exchange in every step, and how far a head moves
+      would depend on which others exist.
   """
-  trace = optax.trace(decay=momentum, nesterov=nesterov)
-  return optax.chain(*_clip(clip), _decay(weight_decay, decay_norm), trace)
+  trace = [optax.trace(decay=momentum, nesterov=nesterov)] if momentum else []
+  return optax.chain(*_clip(clip), _decay(weight_decay, decay_norm), *trace)
 
 
 def _clip(norm: float) -> list[optax.GradientTransformation]:

@@ -126,6 +126,7 @@ def validate(config: config_lib.Config) -> None:
       "normalisation; use network.norm=batch or network.norm=group"
     )
   _check_network(config.network)
+  _check_subnets(config)
   if not config.network.widths or min(config.network.widths) < 1:
     raise ValueError(
       f"network.widths={config.network.widths} is no network; use positive "
@@ -209,6 +210,23 @@ def _check_network(network: config_lib.Network) -> None:
     raise ValueError(
       f"network.output_norm=true is not offered for network.name="
       f"{network.name}; use network.name=mlp"
+    )
+
+
+def _check_subnets(config: config_lib.Config) -> None:
+  n, network = config.mesh.subnet, config.network
+  if n == 1 or config.subnets.method != "ist":
+    return
+  if network.reads:
+    raise ValueError(
+      f"network.reads={network.reads} names features of the whole network, of "
+      f"which each of mesh.subnet={n} has other ones; use network.reads=0 or "
+      "subnets.method=local_sgd"
+    )
+  if network.name == "mlp" and network.norm == "group":
+    raise ValueError(
+      f"network.norm=group normalises over units that mesh.subnet={n} deals "
+      "apart; use network.norm=batch or network.norm=none"
     )
 
 

@@ -30,7 +30,13 @@ def test_tables_hold_what_they_say():
   whole, four = table.rows
   assert four["moved"] == four["formula"] > 0
   assert whole["silent"] == four["silent"] == "yes"
-  assert four["held"] < whole["held"] / 3
+  f, d, c = 64, 784, 11
+  # Weights; scale, shift, mean and variance of a unit, two of a logit; the
+  # loss and the first bad step.
+  assert whole["held"] == 4 * (d * f + f * f + f * c + 8 * f + 2 * c + 2)
+  # A subnet and its share of the home; two tables say where all units are.
+  part = d * f // 4 + f * f // 16 + f * c // 4 + 8 * f // 4 + 2 * c + 2
+  assert four["held"] == 4 * (part + f * f // 4 + 2 * f)
   assert "| 4 |" in measure.markdown(table)
 
 

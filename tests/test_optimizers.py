@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mhil import bank, networks, optimizers
+from mhil import bank, checkpoint, networks, optimizers, trainer
 from mhil import run as run_lib
 from tests import tiny
 
@@ -104,6 +104,29 @@ class TestSgd:
     assert jax.tree.structure(before) == jax.tree.structure(after)
     # Momentum is all there is to save.
     assert len(jax.tree.leaves(after)) == len(jax.tree.leaves(params))
+
+  @pytest.mark.parametrize("nesterov", [False, True])
+  def test_without_momentum_there_is_nothing_to_save(self, nesterov):
+    optimizer = optimizers.sgd(0.0, 0.05, nesterov, clip=1.0)
+    state = optimizer.init(jax.tree.map(jnp.float32, tree(0)))
+    assert not jax.tree.leaves(state)
+    got = trained(optimizers.sgd(0.0, 0.05, nesterov))
+    for name, value in got.items():
+      want = by_hand(name, momentum=0.0, decay=0.05, nesterov=False)
+      np.testing.assert_allclose(value, want, **FLOAT32)
+
+  def test_a_run_without_optimiser_state_is_saved_and_resumed(self, tmp_path):
+    recipe = tiny.RECIPE._replace(optimizer=optimizers.sgd(0.0))
+    run = tiny.build(recipe=recipe, memory=tiny.NONE)
+    want, steps = trainer.fit(run), iter(range(6))
+    with checkpoint.Checkpoints(tmp_path, every=2) as saves:
+      part = trainer.fit(
+        run, checkpoints=saves, stop=lambda: next(steps, None) is None
+      )
+    assert not part.finished
+    with checkpoint.Checkpoints(tmp_path, every=2) as saves:
+      rest = trainer.fit(run, checkpoints=saves, resume=True)
+    assert rest.metrics["params_sha256"] == want.metrics["params_sha256"]
 
 
 class TestAdam:

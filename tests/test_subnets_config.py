@@ -80,6 +80,14 @@ REFUSED = {
     {"network__name": "convnet"},
     "network.output_norm=true",
   ),
+  "features that a subnet does not have": (
+    {"network__reads": 8},
+    "network.reads=8 names features of the whole network",
+  ),
+  "groups of units that are dealt apart": (
+    {"network__norm": "group"},
+    "network.norm=group normalises over units",
+  ),
   "statistics of another objective": (
     {"objective__name": "local", "network__output_norm": False},
     "subnets.statistics=collected is not offered for objective.name=local",
@@ -94,6 +102,27 @@ def test_bad_input_is_named_in_one_line(what):
     build.parts(digits(**changed))
   message = str(raised.value)
   assert words in message and "use" in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+  "changed",
+  [
+    {"network__reads": 8},
+    {"network__norm": "group"},
+  ],
+)
+def test_copies_are_whole_networks(changed):
+  """What no subnet can have, a copy has."""
+  validation.validate(digits(subnets__method="local_sgd", **changed))
+  validation.validate(digits(mesh__subnet=1, **changed))
+
+
+def test_groups_of_a_resnet_stay_together():
+  changed = {"widths": (4, 4, 4, 4), "blocks": (1, 3, 1), "norm": "group"}
+  changed |= {"name": "resnet", "output_norm": False}
+  named = {f"network__{name}": value for name, value in changed.items()}
+  parts = build.parts(digits(mesh__subnet=2, **named))
+  assert parts.partition.units == {"stage2": 2}
 
 
 def test_a_stage_is_still_refused():
