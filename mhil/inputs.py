@@ -101,18 +101,20 @@ def tests(
   if not run.recipe.streamed:
     yield run.test_set, seen
     return
-  order, size = by_head(run.stream, run.dataset), run.recipe.test_batch
+  order = by_head(run.stream, run.dataset)[:seen]
+  size = run.recipe.test_batch
+  todo = range(-(-seen // size))
   images, labels = run.dataset.test_images, run.dataset.test_labels
 
   def read(i: int) -> tuple[np.ndarray, np.ndarray]:
-    # One shape for all, so that nothing compiles twice.
-    part = np.resize(order[i * size : (i + 1) * size], size)
+    # In turn, as `scoring.evaluate` deals them, and one shape for all, so that
+    # nothing compiles twice.
+    part = np.resize(order[i :: len(todo)], size)
     return np.asarray(images[part]), labels[part]
 
-  todo = range(-(-seen // size))
   for i, part in zip(todo, pipeline.ahead(read, todo)):
     samples = on_devices(*part, run.stream, run.seed, run.mesh)
-    yield samples, min(size, seen - i * size)
+    yield samples, len(order[i :: len(todo)])
 
 
 def resident(
@@ -138,8 +140,9 @@ def resident(
 
 
 def by_head(stream: streams.Stream, dataset: data_lib.Dataset) -> np.ndarray:
-  """Test rows in order of their heads, so that unseen ones come last."""
-  return np.argsort(stream.head_of[dataset.test_labels], kind="stable")
+  """Test rows by head, so that unseen ones come last, and then by class."""
+  labels = dataset.test_labels
+  return np.lexsort((labels, stream.head_of[labels]))
 
 
 def on_devices(

@@ -101,16 +101,18 @@ def evaluate(
 ) -> Callable[..., metrics.Tally]:
   """`(bank, task, samples, seen) -> Tally` over the first `seen` samples.
 
-  Samples are sorted by head, so what is not seen yet costs nothing. To be
-  jitted; counts are the only thing that leaves the devices.
+  Samples are sorted by head and class, so what is not seen yet costs nothing.
+  They are dealt to batches in turn: each has its share of every class seen, as
+  a test by the batch's own statistics needs. To be jitted; counts are the only
+  thing that leaves the devices.
   """
 
   def run(bank, task, samples, seen):
     heads_in_all = bank.loss.size
-    blank = _tally(heads_in_all)
+    blank, count = _tally(heads_in_all), (seen + batch - 1) // batch
 
     def add(i, tally):
-      rows = i * batch + jnp.arange(batch)
+      rows = i + count * jnp.arange(batch)
       # Filled up with others that are seen, for statistics of a batch.
       taken = rows % seen
       table = scores(bank, task, samples.images[taken])
@@ -119,7 +121,7 @@ def evaluate(
       more = _count(table, owners, columns, rows < seen)
       return jax.tree.map(jnp.add, tally, more)
 
-    return lax.fori_loop(0, (seen + batch - 1) // batch, add, blank)
+    return lax.fori_loop(0, count, add, blank)
 
   return run
 

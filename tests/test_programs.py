@@ -1,9 +1,13 @@
 """What is counted on the devices, against a plain numpy model."""
 
+import types
+
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from mhil import losses, scoring
+from mhil import inputs, losses, programs, scoring
+from tests import tiny
 
 HEADS, WIDTH = 4, 3
 
@@ -58,3 +62,43 @@ def test_equal_scores_share_their_rank():
   zero = jnp.zeros(1, jnp.int32)
   got = scoring._count(table, zero, zero + 2, jnp.ones(1, bool))
   assert int(got.top5[0]) == 1 and int(got.correct[0]) == 0
+
+
+@pytest.mark.parametrize("seen", [36, 24, 21, 5])
+def test_each_batch_of_a_test_has_its_share_of_every_class(seen):
+  """Statistics of a batch of one class alone would take that class away."""
+  classes, each, batch = 3, 12, 6
+  labels = np.repeat(np.arange(classes, dtype=np.int32), each)
+  head, column = jnp.array([0, 0, 1]), jnp.array([0, 1, 0])
+  rows = jnp.asarray(labels)  # an image is its class
+  samples = programs.Samples(rows, rows, head, column, None)
+  there = np.bincount(labels[:seen], minlength=classes)
+  batches = -(-seen // batch)
+
+  def scores(bank, task, images):
+    """Right in a batch that has its share, to a sample, and wrong in others."""
+    found = jnp.bincount(images, length=classes)
+    # What fills a batch up is seen, too, and no share.
+    fair = (found >= there // batches).all()
+    table = (
+      jnp.zeros((batch, 2, 2))
+      .at[jnp.arange(batch), head[images], column[images]]
+      .set(1.0)
+    )
+    return jnp.where(fair, table, -table)
+
+  bank = types.SimpleNamespace(loss=np.zeros(2))
+  tally = scoring.evaluate(scores, batch)(bank, None, samples, seen)
+  total = np.asarray(tally.total)
+  assert total.tolist() == [there[:2].sum(), there[2]], "each counts once"
+  np.testing.assert_array_equal(tally.correct, total)
+
+
+def test_test_rows_are_in_order_of_heads_and_classes():
+  stream, dataset = tiny.stream(), tiny.dataset()
+  mixed = dataset._replace(test_labels=dataset.test_labels[::-1])
+  rows = inputs.by_head(stream, mixed)
+  assert sorted(rows) == list(range(len(rows)))
+  labels = mixed.test_labels[rows]
+  order = [c for task in stream.tasks for c in sorted(task)]
+  assert labels.tolist() == np.repeat(order, 7).tolist()
