@@ -99,12 +99,6 @@ def trips(old: np.ndarray, new: np.ndarray) -> int:
   return -(-int(route(old, new).most) // room_for(*old.shape))
 
 
-def changing(old: np.ndarray, new: np.ndarray) -> int:
-  """Units that change owner."""
-  kept = (np.intersect1d(a, b).size for a, b in zip(old, new))
-  return int(old.size - sum(kept))
-
-
 def _slot(room: int, turn: jax.Array) -> jax.Array:
   # Row k of `turn` is what device k wants.
   return jnp.arange(turn.shape[0])[:, None] * room + turn
