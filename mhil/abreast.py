@@ -129,6 +129,11 @@ def check(
       f"mesh.stage={count} does not; use layer_parallel.states=network and "
       "layer_parallel.multipliers=network, or mesh.stage=1"
     )
+  if run.loss.share is not None:
+    raise ValueError(
+      f"loss.name={run.loss.name} asks for the logits of all heads before a "
+      f"step, which mesh.stage={count} has after it; use loss.name=dce"
+    )
   if method.serial_every:
     raise ValueError(
       f"layer_parallel.serial_every={method.serial_every} runs the stages one "

@@ -90,9 +90,19 @@ def layer_parallel(
     name="layer_parallel",
     init=init,
     step=step,
+    trained=_trained if len(chain.stages) > 1 else base.trained,
     settle=settle if normalised else None,
     probe=probe,
     facts=facts(chain, guesser.costs, method),
+  )
+
+
+def _trained(params, stats, images):
+  # The logits of a step stand on states that its own samples' guesses gave.
+  del params, stats, images
+  raise ValueError(
+    "a loss.name other than dce couples the heads by their logits, and those "
+    "of layer_parallel stand on guessed states; use loss.name=dce"
   )
 
 

@@ -82,7 +82,13 @@ def local(cut: modules.Split) -> objectives.Objective:
   def predict(params, stats, images):
     return cut.branch.readout(params, features(params, stats, images))
 
-  return objectives.Objective("local", init, step, predict, features)
+  def trained(params, stats, images):
+    run, x = _runner(cut, params, dict(stats), True), Flow(images, {})
+    for j in together:
+      x = _through(cut, j, run, x)
+    return cut.branch.readout(params, layers.global_mean(x.out))
+
+  return objectives.Objective("local", init, step, predict, features, trained)
 
 
 def interfaces(cut: modules.Split) -> Callable[..., list[Array]]:

@@ -42,10 +42,11 @@ def objective(count=3, method=None, multipliers="none"):
   return whole._replace(spread=functools.partial(abreast.spread, **how)), cut
 
 
-def run_of(stage=1, data=1, head=1, count=3, recipe=RECIPE, **how):
+def run_of(stage=1, data=1, head=1, count=3, recipe=RECIPE, loss="dce", **how):
   learn, _ = objective(count, **how)
   mesh = sharding.make_mesh(stage=stage, data=data, head=head)
-  parts = mesh, tiny.stream(), tiny.dataset(), learn, losses.dce(), recipe
+  loss = getattr(losses, loss)()
+  parts = mesh, tiny.stream(), tiny.dataset(), learn, loss, recipe
   return prepare.build(*parts, 0)
 
 
@@ -166,11 +167,19 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
       {"recipe": RECIPE._replace(train_heads="readout")},
       "train.train_heads=readout trains on features",
     ),
+    ({"loss": "ce"}, "loss.name=ce asks for the logits of all heads"),
   ],
 )
 def test_what_needs_the_whole_branch_is_refused(change, words):
   with pytest.raises(ValueError, match=words):
     run_of(stage=3, **change)
+
+
+@pytest.mark.parametrize("loss", ["ce", "distributed_ce"])
+def test_losses_that_couple_heads_are_refused_on_one_device_too(loss):
+  """They would share a normaliser of true logits, not of guessed ones."""
+  with pytest.raises(ValueError, match=r"other than dce .* use loss.name=dce"):
+    run_of(loss=loss)
 
 
 def test_what_is_kept_by_sample_is_refused():

@@ -9,10 +9,13 @@ from mhil import bank as bank_lib
 from mhil import (
   compiling,
   inputs,
+  local,
   losses,
+  modules,
   networks,
   optimizers,
   phases,
+  prepare,
   programs,
   scoring,
   sharding,
@@ -291,49 +294,93 @@ class TestOpenAndClosed:
     assert (np.delete(table.reshape(-1, 9), [4, 5, 8], 1) > -1e29).all()
 
 
-class TestCoupled:
-  @pytest.mark.parametrize("norm", ["none", "batch"])
-  @pytest.mark.parametrize(
-    "loss", [losses.ce(), losses.distributed_ce()], ids=lambda loss: loss.name
-  )
-  def test_a_step_is_that_of_cross_entropy_over_all_classes(self, loss, norm):
-    recipe = EVERY["recipe"]._replace(
-      optimizer=optimizers.sgd(0.0),
-      rate=optimizers.constant(0.5),
-      correction=False,
-    )
-    settings = EVERY | {"recipe": recipe}
-    run = tiny.build(head=3, loss=loss, norm=norm, **settings)
-    before, feed = run_lib.start(run), tiny.feed(run, 2)
-    heads = [
-      jax.tree.map(lambda x, i=i: jnp.array(np.asarray(x)[0, i]), before.bank)
-      for i in range(3)
-    ]
-    row = np.asarray(inputs.batches(run, feed, 0).order)[0]
-    set_ = run.dataset
-    x = (set_.train_images[row] / 255.0 - 0.5) / 0.25
-    label = set_.train_labels[row]
-    column = 2 * run.stream.head_of[label] + run.stream.column_of[label]
-    branch = networks.mlp(4, 3, hidden=(8,), norm=norm)
+# One step of plain gradient descent on samples of all classes.
+DESCENT = EVERY["recipe"]._replace(
+  optimizer=optimizers.sgd(0.0),
+  rate=optimizers.constant(0.5),
+  correction=False,
+)
 
-    def joint(params):
-      logits = [
-        branch.apply(p, h.stats, jnp.asarray(x, jnp.float32), True)[0][:, :2]
-        for p, h in zip(params, heads)
-      ]
-      table = jax.nn.log_softmax(jnp.concatenate(logits, 1))
-      return -jnp.mean(table[jnp.arange(len(x)), column])
 
-    grads = jax.jit(jax.grad(joint))([h.params for h in heads])
-    after = tiny.steps(run, before, 2, 1).bank.params
-    for i, (h, g) in enumerate(zip(heads, grads)):
-      want = jax.tree.map(lambda p, g: p - 0.5 * g, h.params, g)
-      got = jax.tree.map(lambda x, i=i: np.asarray(x)[0, i], after)
+def moves_by_the_joint_gradient(run, logits, names):
+  """One step of these pieces descends cross-entropy over all classes.
+
+  `logits` is `(params, stats, images) -> [b, c+1]` of one head in training.
+  """
+  before, feed = run_lib.start(run), tiny.feed(run, 2)
+  heads = [
+    jax.tree.map(lambda x, i=i: jnp.array(np.asarray(x)[0, i]), before.bank)
+    for i in range(3)
+  ]
+  row = np.asarray(inputs.batches(run, feed, 0).order)[0]
+  set_ = run.dataset
+  x = jnp.asarray((set_.train_images[row] / 255.0 - 0.5) / 0.25, jnp.float32)
+  label = set_.train_labels[row]
+  column = 2 * run.stream.head_of[label] + run.stream.column_of[label]
+
+  def joint(params):
+    each = [logits(p, h.stats, x)[:, :2] for p, h in zip(params, heads)]
+    table = jax.nn.log_softmax(jnp.concatenate(each, 1))
+    return -jnp.mean(table[jnp.arange(len(x)), column])
+
+  grads = jax.jit(jax.grad(joint))([h.params for h in heads])
+  after = tiny.steps(run, before, 2, 1).bank.params
+  for i, (h, g) in enumerate(zip(heads, grads)):
+    for name in names:
+      want = jax.tree.map(lambda p, g: p - 0.5 * g, h.params[name], g[name])
+      got = jax.tree.map(lambda x, i=i: np.asarray(x)[0, i], after[name])
       # Sums of 8 samples in another order.
       jax.tree.map(
         functools.partial(np.testing.assert_allclose, atol=1e-6), got, want
       )
 
+
+@pytest.mark.parametrize(
+  "loss", [losses.ce(), losses.distributed_ce()], ids=lambda loss: loss.name
+)
+class TestJoint:
+  @pytest.mark.parametrize("norm", ["none", "batch"])
+  def test_a_step_is_that_of_cross_entropy_over_all_classes(self, loss, norm):
+    settings = EVERY | {"recipe": DESCENT}
+    run = tiny.build(head=3, loss=loss, norm=norm, **settings)
+    branch = networks.mlp(4, 3, hidden=(8,), norm=norm)
+
+    def logits(params, stats, x):
+      return branch.apply(params, stats, x, True)[0]
+
+    moves_by_the_joint_gradient(run, logits, ["dense0", "readout"])
+
+  @pytest.mark.parametrize(
+    "how",
+    [
+      modules.GREEDY._replace(isolated=False),
+      modules.GREEDY._replace(loss="contrast", hidden=8),
+    ],
+    ids=["end to end", "contrast"],
+  )
+  def test_local_learning_too_with_batch_norm(self, loss, how):
+    """The control wholly; with contrast what the loss of the head reaches."""
+    sizes = 4, 3, (8, 8), "batch"
+    branch = networks.mlp(*sizes, axis="data")
+    cut = modules.split(branch, (2, 2, 1), ["dense0"], how)
+    given = {"loss": loss, "recipe": DESCENT, "memory": tiny.NONE}
+    mesh, stream, dataset, *_ = tiny.parts(head=3, **given)
+    parts = mesh, stream, dataset, local.local(cut), loss, DESCENT
+    alone = networks.mlp(*sizes)
+
+    def logits(params, stats, x):
+      for name in "dense0", "dense1":
+        x, _ = alone.piece(name, params[name], stats[name], x, True)
+        if how.isolated and name == "dense0":
+          x = jax.lax.stop_gradient(x)
+      return alone.readout(params, x)
+
+    reached = ["dense1", "readout"]
+    reached += [] if how.isolated else ["dense0"]
+    moves_by_the_joint_gradient(prepare.build(*parts, 0), logits, reached)
+
+
+class TestCoupled:
   def test_distributed_ce_trains_like_ce(self):
     ends = []
     for loss in (losses.ce(), losses.distributed_ce()):

@@ -242,6 +242,13 @@ def test_one_stage_is_end_to_end_bit_for_bit():
   mine = jax.jit(lambda *a: one.step(*a, criterion, KEY))(*given)
   want = jax.jit(lambda *a: whole.step(*a, criterion, KEY))(*given)
   equal(mine[:3], want[:3])
+  # So its logits may be compared across heads; those of guesses may not.
+  logits = [o.trained(params, stats, batch_of().images) for o in (one, whole)]
+  equal(*logits)
+  cut = dense(2)
+  two = layer_parallel.layer_parallel(cut, guesser_of(cut), coupling.Method())
+  with pytest.raises(ValueError, match=r"use loss\.name=dce"):
+    two.trained(params, stats, batch_of().images)
 
 
 def test_perfect_guesses_and_full_steps_are_back_propagation():

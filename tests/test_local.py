@@ -316,7 +316,7 @@ def test_numbers_that_predict_are_counted_by_what_is_read():
 # -- inside the heads of a stream --------------------------------------------
 
 
-def built(objective, head=1, data=1, **recipe):
+def built(objective, head=1, data=1, loss="dce", **recipe):
   """A run over images of 4x4 pixels, two classes a task."""
   mesh, stream, *_ = tiny.parts(head=head, data=data, memory=tiny.NONE)
   images = tiny.dataset(6, shape=(4, 4, 1))
@@ -324,7 +324,7 @@ def built(objective, head=1, data=1, **recipe):
     mesh, images, batch=tiny.RECIPE.batch, **tiny.MEMORY._asdict()
   )
   recipe = tiny.RECIPE._replace(**recipe)
-  parts = mesh, stream, images, objective, losses.dce(), recipe
+  parts = mesh, stream, images, objective, getattr(losses, loss)(), recipe
   return prepare.build(*parts, 0, memory)
 
 
@@ -335,27 +335,37 @@ def remembering(run, state):
 
 
 @functools.cache
-def image_branch():
-  return networks.convnet((4, 4, 1), 3, (4, 4), "group", axis="data")
+def image_branch(norm="group"):
+  return networks.convnet((4, 4, 1), 3, (4, 4), norm, axis="data")
 
 
 @functools.cache
-def stream_run(k=2, head=1, data=1, train_heads="all", how="softmax"):
+def stream_run(
+  k=2,
+  head=1,
+  data=1,
+  train_heads="all",
+  how="softmax",
+  norm="group",
+  loss="dce",
+):
+  branch = image_branch(norm)
   method = modules.Method("E" if k > 1 else "R0", loss=how, hidden=8)
-  cut = modules.split(image_branch(), (4, 4, 1), ["conv0"][: k - 1], method)
+  cut = modules.split(branch, (4, 4, 1), ["conv0"][: k - 1], method)
   # Adam would move a parameter without gradient by the sign of its rounding.
   recipe = {"optimizer": optimizers.sgd(), "rate": optimizers.constant(0.05)}
   recipe["train_heads"] = train_heads
-  return built(local.local(cut), head=head, data=data, **recipe)
+  return built(local.local(cut), head=head, data=data, loss=loss, **recipe)
 
 
-def test_one_module_is_end_to_end_in_a_stream():
-  one = stream_run(k=1)
-  plain = one.recipe._asdict()
-  plain = built(objectives.end_to_end(image_branch()), **plain)
-  got, want = (
-    tiny.steps(run, run_lib.start(run), 0, 3) for run in (one, plain)
-  )
+@pytest.mark.parametrize("norm", ["group", "batch"])
+@pytest.mark.parametrize("loss", ["dce", "ce"])
+def test_one_module_is_end_to_end_in_a_stream(loss, norm):
+  one = stream_run(k=1, loss=loss, norm=norm)
+  whole = objectives.end_to_end(image_branch(norm))
+  plain = built(whole, loss=loss, **one.recipe._asdict())
+  # Two heads learn, so that a normaliser over heads has something to join.
+  got, want = (remembering(run, run_lib.start(run)) for run in (one, plain))
   jax.tree.map(np.testing.assert_array_equal, got.bank, want.bank)
 
 
