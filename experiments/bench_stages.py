@@ -1,13 +1,15 @@
 """Suite `stages`: modules on two devices, at once, in turn, and end to end.
 
-Each simulated device is held to one core, so that two can be worth two. Steps
-of all rows are taken in turn, batch by batch.
+Each simulated device is asked to keep to one core, so that two can be worth
+two; the processor time of the rows on one device says whether it did. Steps of
+all rows are taken in turn, batch by batch.
 """
 
 import functools
 import os
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +37,8 @@ from mhil.recipe import Recipe
 
 STAGES, BATCH, REPETITIONS, SPAN = 2, 64, 11, 6
 ONE_CORE = "--xla_cpu_multi_thread_eigen=false"
+# Processor time over time on the wall of one device: the host's part is in it.
+CORE = 1.1
 ROWS = ("end to end", "one device", "in turn", "at once")
 COLUMNS = {
   "row": "row",
@@ -63,7 +67,7 @@ SETUP = Setup()
 
 
 def one_core() -> None:
-  """Holds each device to one core; to be called before jax starts."""
+  """Asks each device to keep to a core; to be called before jax starts."""
   given = os.environ.get("XLA_FLAGS", "")
   os.environ["XLA_FLAGS"] = f"{given} {ONE_CORE}".strip()
 
@@ -143,15 +147,18 @@ def side_by_side(
   """Times of stretches taken in turn, and whole runs for their accuracy."""
   runs = [build(setup, row) for row in ROWS]
   stretches = [Stretch(run) for run in runs]
-  walls, _ = measure.turns(stretches, repetitions)
+  timed = measure.turns(stretches, repetitions)
   rows: list[dict[str, Any]] = [{"row": row} for row in ROWS]
-  for row, run, times, last in zip(rows, runs, walls, stretches, strict=True):
-    row["walls"] = [ms / SPAN for ms in times]
+  for row, run, walls, cpus, last in zip(
+    rows, runs, *timed, stretches, strict=True
+  ):
+    row["walls"] = [ms / SPAN for ms in walls]
     row["ms"] = statistics.median(row["walls"])
     row["temporary"] = max(
       x.memory_analysis().temp_size_in_bytes for x in run.programs
     )
     row["devices"] = run.grid.shape["stage"]
+    row["busy"] = busy(walls, cpus, row["devices"])
     sent = relay.handed_on(last.state.bank) if row["devices"] > 1 else []
     row["sent"] = sum(each["features"] for each in sent)
     done = trainer.fit(run)
@@ -160,21 +167,40 @@ def side_by_side(
   turn = rows[ROWS.index("in turn")]
   for row in rows:
     row["ratio"] = measure.ratio(row, turn)
-    # A step is as much work as its programs are when they take turns.
-    whole = STAGES * row["ratio"]
-    row["busy"] = 100 / whole if row["devices"] > 1 else None
   note = _note(setup, repetitions)
-  reading = [*_read(rows), _balance(runs[ROWS.index("at once")])]
+  balance = _balance(runs[ROWS.index("at once")])
+  reading = [*_read(rows), held(rows), balance]
   return measure.Table("Two stages", note, COLUMNS, rows, reading)
+
+
+def busy(walls: Sequence[float], cpus: Sequence[float], devices: int) -> float:
+  """The process's time on processors in % of the devices', the median.
+
+  Args:
+    walls, cpus: milliseconds of stretches, on the wall and of all threads.
+    devices: that the stretches had.
+  """
+  pairs = zip(walls, cpus, strict=True)
+  return 100 * statistics.median(cpu / (devices * wall) for wall, cpu in pairs)
+
+
+def held(rows: Sequence[dict[str, Any]]) -> str:
+  """Whether a device kept to its core, in a sentence."""
+  most = max(row["busy"] for row in rows if row["devices"] == 1) / 100
+  kept = "did" if most <= CORE else "did NOT"
+  return (
+    f"On one device the process is on {most:.2f} cores at most, so a device "
+    f"{kept} keep to one core (limit {CORE})."
+  )
 
 
 def _note(setup: Setup, repetitions: int) -> str:
   return (
     f"Convnet {'-'.join(map(str, setup.widths))} in two modules, greedy, batch "
-    f"{BATCH} of {setup.side}x{setup.side}x3 (noisy tiles), SGD; each "
-    f"simulated device on one core. Medians of {repetitions} stretches of "
-    f"{SPAN} steps, rows in turn; wall-clock of a shared machine. Busy: the "
-    "time of a step in turn, over the devices' time in a step. Accuracy after "
+    f"{BATCH} of {setup.side}x{setup.side}x3 (noisy tiles), SGD. Medians of "
+    f"{repetitions} stretches of {SPAN} steps, rows in turn; wall-clock of a "
+    "shared machine. Busy: time on processors, the host's part of a step "
+    "included, in % of the time on the wall times the devices. Accuracy after "
     f"{setup.epochs} epochs."
   )
 

@@ -48,8 +48,8 @@ def spread(
     run: whole, at home.
     mesh: with as many places along `stage` as there are parts.
     parts: the stages, in order.
-    at_once: False waits for each batch to come through before the next: the
-      same numbers, for comparison.
+    at_once: False waits for each batch to come through, and the host with it,
+      before the next: the same numbers, for comparison.
 
   Raises:
     ValueError: for what needs the whole branch in one place.
@@ -155,7 +155,10 @@ def _exchange(run, rest, meshes, parts, at_once):
     banks = state.bank
     for each in ticks:
       banks = tick(banks, each, steps)
-    return state._replace(bank=banks)
+    state = state._replace(bank=banks)
+    # Programs are only sent: without waiting, the first stage would begin the
+    # next batch while the last is at this one.
+    return state if at_once else jax.block_until_ready(state)
 
   return exchange
 

@@ -313,4 +313,23 @@ def test_stages_side_by_side():
   assert rows["at once"]["sent"] == bench_stages.BATCH * 4 * 4 * 4 * 4
   assert rows["one device"]["sent"] == 0
   assert rows["at once"]["accuracy"] == rows["one device"]["accuracy"]
+  assert all(row["busy"] > 0 for row in table.rows)
   assert "the same, bit for bit" in " ".join(table.reading)
+  assert table.reading[2] == bench_stages.held(table.rows)
+
+
+class TestBusy:
+  def test_a_device_of_two_is_half_of_the_time(self):
+    assert bench_stages.busy([2, 4, 4], [2, 4, 4], devices=1) == 100
+    assert bench_stages.busy([2, 4, 4], [2, 4, 4], devices=2) == 50
+    # The median of the shares, which one disturbed stretch does not move.
+    assert bench_stages.busy([2, 4, 40], [2, 2, 20], devices=1) == 50
+
+  def test_a_device_that_took_two_cores_is_told(self):
+    def rows(one):
+      shares = [(1, one), (1, 90.0), (2, 180.0)]
+      return [{"devices": n, "busy": share} for n, share in shares]
+
+    assert "on 1.05 cores at most" in bench_stages.held(rows(105.0))
+    assert "a device did keep to one core" in bench_stages.held(rows(110.0))
+    assert "a device did NOT keep to" in bench_stages.held(rows(111.0))

@@ -29,21 +29,22 @@ SHAPE = (4, 4, 1)
 # What each case sends on: features alone; the image too, and old inputs.
 METHODS = {
   "greedy": modules.GREEDY,
+  "wide": modules.GREEDY,
   "context": modules.Method("R2", "0c1f", restore=(1.0, 1.0)),
 }
-CUTS = {
-  "greedy": ["dense0", "dense1"],
-  "context": ["stem", "stage1.block0"],
-}
+# Stages of the wide one work for milliseconds, which can be seen.
+WIDTHS = {"greedy": (8, 6, 5), "wide": (1024, 1024, 1024)}
 
 
 @functools.cache
 def cut(case):
-  if case == "greedy":
-    branch = networks.mlp(16, 3, (8, 6, 5), "batch", axis="data")
+  if case in WIDTHS:
+    branch = networks.mlp(16, 3, WIDTHS[case], "batch", axis="data")
+    where = ["dense0", "dense1"]
   else:
     branch = networks.resnet_cifar(8, 3, (3, 3, 4), "batch", 1, axis="data")
-  return modules.split(branch, SHAPE, CUTS[case], METHODS[case])
+    where = ["stem", "stage1.block0"]
+  return modules.split(branch, SHAPE, where, METHODS[case])
 
 
 @functools.cache
@@ -146,14 +147,32 @@ def test_old_heads_stay_frozen():
   )
 
 
-def steps(run, count):
-  """States after each of the first steps of the first task."""
+def states(run, count):
+  """After each of the first steps of the first task."""
   state, feed = run_lib.start(run), tiny.feed(run, 0)
   batches = tiny.inputs.batches(run, feed, 0)
   for done in range(count):
     state = run.step(state, batches, feed.task, run.train_set)
     state = run.exchange(state, done + 1)
+    yield state
+
+
+def steps(run, count):
+  """Parameters too, for which the host waits."""
+  for state in states(run, count):
     yield jax.tree.map(np.asarray, [p.bank.params for p in state.bank]), state
+
+
+def pending(state):
+  return [leaf for leaf in jax.tree.leaves(state) if not leaf.is_ready()]
+
+
+def test_in_turn_nothing_is_on_its_way_when_the_next_batch_begins():
+  """So what a step in turn takes is what the stages take one by one."""
+  turn, once = (build("wide", stage=3, at_once=how) for how in (False, True))
+  assert not any(map(pending, states(turn, 4)))
+  # The control: to send a stage its work takes less time than the work.
+  assert any(map(pending, states(once, 8)))
 
 
 def moved(before, after):
@@ -220,7 +239,8 @@ def test_what_is_handed_on_is_the_formula():
 
 
 def test_images_go_where_a_later_stage_reads_them():
-  greedy, context = (local.stages(cut(c), SHAPE, 3) for c in METHODS)
+  both = "greedy", "context"
+  greedy, context = (local.stages(cut(case), SHAPE, 3) for case in both)
   assert [stage.images for stage in greedy] == [False] * 3
   # Interface 0 reads the image, interface 1 too by R2.
   assert [stage.images for stage in context] == [True] * 3
