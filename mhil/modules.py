@@ -208,14 +208,24 @@ def _check(method, modules):
       raise ValueError(
         f"local.{field}={value!r} is not known; use one of {', '.join(known)}"
       )
-  # The release allows R4 in 4 modules, whose last has 3 inputs before it.
   k = len(modules)
-  fits = [mode for mode in MODES if _reach(mode) <= k] if k > 1 else ["R0"]
+  fits = [mode for mode in MODES if _fits(mode, k)]
   if method.mode not in fits:
     raise ValueError(
       f"local.mode={method.mode} asks for more context than {k} modules have; "
       f"use {' or '.join(fits)}"
     )
+
+
+def _fits(mode, k):
+  """Whether the last of `k` modules has all the context that a mode names."""
+  if mode == "R0":
+    return True
+  # K - 1 inputs lie before it, and R1E counts none that is the image.
+  before = k - 2 if _reach(mode) and mode.endswith("E") else k - 1
+  # The release has R4 in 4 modules, R8 in 8 and R16 in 16, where the oldest
+  # input that they ask for is missing everywhere.
+  return k > 1 and (_reach(mode) <= before or _reach(mode) == k >= 4)
 
 
 def _check_interfaces(method, name, interfaces, weights):

@@ -262,9 +262,9 @@ def test_a_net_starts_alike_in_every_mode():
 
 @pytest.mark.parametrize("norm", ["group", "none"])
 def test_other_normalisations_and_dtypes(norm):
-  branch = networks.convnet(SHAPE, 4, (4, 6), norm, dtype=jnp.bfloat16)
+  branch = networks.convnet(SHAPE, 4, (4, 6, 6), norm, dtype=jnp.bfloat16)
   method = METHODS["R1E"]._replace(loss="softmax")
-  cut = modules.split(branch, SHAPE, ["conv0"], method)
+  cut = modules.split(branch, SHAPE, ["conv0", "conv1"], method)
   out = small_step(cut)
   assert jax.tree.structure(out.stats) == jax.tree.structure(start(cut)[1])
   for leaf in jax.tree.leaves(out):
@@ -449,6 +449,40 @@ BAD = {
   },
   "leaves module 2 without a loss": {"method": modules.Method(task=(1.0, 0.0))},
 }
+
+
+# Modes that K modules can have, by the release or by their own context.
+FITTING = {
+  1: "R0",
+  2: "R0 E R1",
+  3: "R0 E R1 R1E R2",
+  4: "R0 E R1 R1E R2 R4",
+  7: "R0 E R1 R1E R2 R4",
+  8: "R0 E R1 R1E R2 R4 R8",
+  15: "R0 E R1 R1E R2 R4 R8",
+  16: "R0 E R1 R1E R2 R4 R8 R16",
+}
+
+
+@pytest.mark.parametrize("k", FITTING)
+def test_a_mode_has_all_the_context_that_it_names(k):
+  """R2 in two modules would be R1, and R1E in two would be E."""
+  branch, fits = networks.mlp(4, 3, (2,) * k), FITTING[k].split()
+
+  def refusal(mode):
+    # A dense branch takes no context, which is found later.
+    method = modules.GREEDY._replace(mode=mode)
+    try:
+      modules.split(branch, (2, 2, 1), branch.pieces[: k - 1], method)
+    except ValueError as error:
+      return str(error)
+    return ""
+
+  for mode in modules.MODES:
+    words = f"local.mode={mode} asks for more context than {k} modules have"
+    assert refusal(mode).startswith(words) == (mode not in fits)
+    if mode not in fits:
+      assert refusal(mode).endswith(f"use {' or '.join(fits)}")
 
 
 @pytest.mark.parametrize("message", BAD)

@@ -282,6 +282,8 @@ for mode in "R0", "E", "R1":  # One of ResNet-110 is enough.
 @pytest.mark.parametrize("row", ROWS)
 def test_parameters_and_multiply_adds_are_the_published_ones(row):
   mode, want = ROWS[row]
+  if (mode, want["K"]) == ("R1E", 2):
+    mode = "E"  # Which it is there, so that we refuse it.
   branch = networks.resnet_cifar(want["layers"], 10)
   where = cuts.published(branch.name, want["K"], bool(want["balanced"]))
   cut = modules.split(branch, (32, 32, 3), where, modules.Method(mode))
