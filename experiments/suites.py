@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments import suites_layers
+from experiments import suites_layers, suites_local
 from experiments.rows import CE, MOMENTUM, OFF, RATE_0, SCRATCH, Row
 
 
@@ -78,40 +78,6 @@ def _dealt(config: str) -> list[Row]:
   ]
 
 
-# Pieces of ResNet-14 after which a module ends, by the number of modules.
-CUTS = {2: (3,), 4: (1, 3, 5), 7: (0, 1, 2, 3, 4, 5)}
-
-
-def _local(mode: str, k: int) -> Row:
-  # In two modules R1E is E: a cut's second encoder would see the image again.
-  return Row(
-    f"{mode}, {k} modules",
-    "local_fashion",
-    {"local.mode": mode, "local.cuts": CUTS[k]},
-  )
-
-
-LOCAL = [
-  Row("end to end", "local_fashion", {"local.cuts": (), "local.mode": "R0"}),
-  *(
-    _local(mode, k)
-    for k in (7, 4, 2)
-    for mode in ("R0", "R1E", "E")
-    if (mode, k) != ("R1E", 2)
-  ),
-  Row(
-    "end to end with the encoders of E, 7",
-    "local_fashion",
-    {"local.isolated": False},
-  ),
-  Row(
-    "E, 7 modules, learning rate 0 (control)",
-    "local_fashion",
-    {"optimizer.learning_rate": 0.0},
-  ),
-]
-
-
 # Suites of layer-parallel training: a second table says what it costs, and
 # what its guesses are worth.
 LAYERS = (
@@ -120,7 +86,7 @@ LAYERS = (
   "layer_parallel_fashion",
 )
 # Suites whose rows are other networks: a second table says what they cost.
-COSTS = ("local_fashion",)
+COSTS = ("local_cifar10", "local_fashion")
 
 
 def _rehearsal(config: str, rows: int) -> list[Row]:
@@ -223,7 +189,8 @@ SUITES: dict[str, list[Row]] = {
       {"optimizer.learning_rate": 0.0},
     ),
   ],
-  "local_fashion": LOCAL,
+  "local_cifar10": suites_local.CIFAR10,
+  "local_fashion": suites_local.FASHION,
   "layer_parallel_fashion": suites_layers.FASHION,
   "layer_parallel_readout": suites_layers.READOUT,
   "layer_parallel_ladder": suites_layers.LADDER,
