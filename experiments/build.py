@@ -72,8 +72,7 @@ def parts(config: config_lib.Config) -> Parts:
   # The memory is where a step begins.
   transform = make_memory(config, stages.meshes(mesh)[0], dataset)
   prepare.check(mesh, stream, dataset, recipe, transform.size)
-  branch = make_branch(config.network, dataset, stream.head_width + 1)
-  branch = frozen.frozen(branch, config.network.reads)
+  branch = branch_of(config, dataset, stream)
   objective = make_objective(config, branch, dataset)
   partition = partitions.NONE
   if config.mesh.subnet > 1:
@@ -113,6 +112,14 @@ def make_stream(stream: config_lib.Stream, classes: int) -> streams.Stream:
     order=stream.order or None,
     order_seed=None if stream.order_seed < 0 else stream.order_seed,
   )
+
+
+def branch_of(
+  config: config_lib.Config, dataset: data.Dataset, stream: streams.Stream
+) -> networks.Branch:
+  """The branch of one head as a run has it, its classifier frozen or not."""
+  branch = make_branch(config.network, dataset, stream.head_width + 1)
+  return frozen.frozen(branch, config.network.reads)
 
 
 def make_branch(

@@ -6,13 +6,14 @@ Each run is a work directory of `experiments.train` with local learning, or
 with its end-to-end control (`local.isolated=false`). A linear probe, ridge
 regression on features averaged over pixels, is trained on what leaves each
 module of head 0 and measured on the test set. Writes the figure, and the
-numbers beside it as JSON.
+numbers beside it as JSON, both with their data set and seeds.
 """
 
 import functools
 import json
 import pathlib
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,17 +56,51 @@ def main() -> None:
     raise cli.UserError(
       f"--labels has {len(labels)} names for {len(folders)} runs; use one each"
     )
-  curves = {}
+  found = {}
   for label, folder in zip(labels, folders):
     with cli.checking():
-      curves[label] = of_run(folder, given.data_folder)
-    print(label, " ".join(f"{x:.3f}" for x in curves[label]), flush=True)
-  plots.probes(curves, out)
-  text = json.dumps(curves, indent=1) + "\n"
+      found[label] = of_run(folder, given.data_folder)
+    numbers = " ".join(f"{x:.1f}" for x in found[label].percent)
+    print(f"{label}: {numbers} %", flush=True)
+  runs = ",".join(map(_shown, folders))
+  more = " --data_folder=DIR" if given.data_folder else ""
+  write(out, found, f"python -m experiments.probe --runs={runs}{more}")
+
+
+class Probed(NamedTuple):
+  """A run and what was found in it.
+
+  Attributes:
+    run: name of its folder.
+    data: what it was trained and is tested on.
+    seed: of its training.
+    percent: accuracy of the probe behind each module.
+  """
+
+  run: str
+  data: str
+  seed: int
+  percent: list[float]
+
+
+def write(out: pathlib.Path, found: Mapping[str, Probed], command: str) -> None:
+  """Draws the figure, and writes its numbers beside it, with their origin.
+
+  Args:
+    out: the figure.
+    found: by the name to show.
+    command: that made them.
+  """
+  sets = " and ".join(dict.fromkeys(each.data for each in found.values()))
+  seeds = sorted({each.seed for each in found.values()})
+  title = f"{sets}, seed {', '.join(map(str, seeds))}"
+  plots.probes({k: each.percent for k, each in found.items()}, out, title)
+  runs = {label: each._asdict() for label, each in found.items()}
+  text = json.dumps({"command": command, "runs": runs}, indent=1) + "\n"
   out.with_suffix(".json").write_text(text, encoding="utf-8")
 
 
-def of_run(folder: pathlib.Path, data_folder: str = "") -> list[float]:
+def of_run(folder: pathlib.Path, data_folder: str = "") -> Probed:
   """Test accuracy of a probe behind each module of a trained run.
 
   Raises:
@@ -80,23 +115,19 @@ def of_run(folder: pathlib.Path, data_folder: str = "") -> list[float]:
     )
   config.data.folder = data_folder or config.data.folder
   parts = build.parts(config)
-  width = parts.stream.head_width + 1
-  branch = build.make_branch(config.network, parts.dataset, width)
-  cut = build.make_split(config.local, branch, parts.dataset)
+  dataset = parts.dataset
+  branch = build.branch_of(config, dataset, parts.stream)
+  cut = build.make_split(config.local, branch, dataset)
   params, stats = restored(parts, folder)
   run = jax.jit(functools.partial(local.interfaces(cut), params, stats))
-  dataset = parts.dataset
-  sets = [
-    (features(run, images, dataset), labels)
-    for images, labels in (
-      (dataset.train_images, dataset.train_labels),
-      (dataset.test_images, dataset.test_labels),
-    )
+  train = features(run, dataset.train_images, dataset)
+  test = features(run, dataset.test_images, dataset)
+  labels = dataset.train_labels, dataset.test_labels
+  percent = [
+    round(100 * probe.accuracy(a, labels[0], b, labels[1]), 2)
+    for a, b in zip(train, test)
   ]
-  (train, train_labels), (test, test_labels) = sets
-  return [
-    probe.accuracy(a, train_labels, b, test_labels) for a, b in zip(train, test)
-  ]
+  return Probed(folder.name, _about(config.data), config.seed, percent)
 
 
 def read_config(path: pathlib.Path) -> config_lib.Config:
@@ -143,6 +174,18 @@ def features(run: Any, images: Any, dataset: Any) -> list[np.ndarray]:
     )
     parts.append([np.asarray(x) for x in run(given)])
   return [np.concatenate(each) for each in zip(*parts)]
+
+
+def _about(data: config_lib.Data) -> str:
+  name = data.name
+  if name.startswith("arrays:"):
+    name = pathlib.Path(name).name
+  return name + f", {data.limit} images of each class" * bool(data.limit)
+
+
+def _shown(folder: pathlib.Path) -> str:
+  # Where runs lie on this machine is nobody's business.
+  return f"DIR/{folder.name}" if folder.is_absolute() else str(folder)
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def probes(
   """Draws what a linear probe finds behind each module of some networks.
 
   Args:
-    curves: accuracies `[K]` in [0, 1] by the name to show; K may differ.
+    curves: accuracies `[K]` in % by the name to show; K may differ.
     path: file to write.
     title: heading of the figure.
   """
@@ -155,7 +155,7 @@ def probes(
       ms=4.5,
       label=name,
     )
-  axes.set(xlabel="module", ylabel="accuracy of a linear probe")
+  axes.set(xlabel="module", ylabel="test accuracy of a linear probe, %")
   axes.set_xticks(_task_ticks(max(map(len, curves.values()), default=1)))
   axes.grid(axis="y", color="0.9", lw=0.6)
   axes.set_axisbelow(True)

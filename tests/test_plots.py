@@ -199,10 +199,11 @@ def test_pyplot_is_never_loaded(tmp_path):
 
 
 def test_probes_of_networks_with_few_and_many_modules(figures, tmp_path):
-  curves = {"one": [0.5], "five": [0.2, 0.4, 0.6, 0.7, 0.8]}
+  curves = {"one": [50.0], "five": [20.0, 40.0, 60.0, 70.0, 80.0]}
   plots.probes(curves, tmp_path / "probe.png", "Linear probes")
   check_picture(tmp_path / "probe.png")
   (axes,) = figures[0].axes
   drawn = {line.get_label(): line.get_ydata() for line in axes.lines}
   assert {name: [*y] for name, y in drawn.items()} == curves
+  assert axes.get_ylabel().endswith("%")
   assert axes.get_xticks().tolist() == [0, 1, 2, 3, 4]
