@@ -302,6 +302,42 @@ def test_memory_of_modules_is_less_than_end_to_end():
   assert len(table.reading) == 2
 
 
+def test_the_bound_on_memory_is_judged():
+  assert bench_memory.within(0.25) == "within a quarter"
+  assert bench_memory.within(0.251) == "NOT within a quarter"
+  # Of the modes of the last count the first is compiled as usual too.
+  rows = [
+    {"mode": "end to end", "modules": 1, "mib": 100.0, "share": 100.0},
+    {"mode": "R0", "modules": 8, "mib": 40.0, "share": 40.0},
+    {"mode": "R0", "modules": 16, "mib": 20.0, "share": 20.0, "usual": 27.5},
+    {"mode": "E", "modules": 16, "mib": 30.0, "share": 30.0},
+  ]
+  rows[0]["usual"] = 110.0
+  first, second, third = bench_memory._read_modules(rows)
+  assert first == (
+    "R0 with 16 modules needs 20.0 % of end to end: within a quarter."
+  )
+  assert second.startswith("E ") and second.endswith(": NOT within a quarter.")
+  assert (
+    "110.0 MiB (+10.0 %) and R0 with 16 modules 27.5 MiB (+37.5 %)" in third
+  )
+
+
+@pytest.mark.slow
+def test_sixteen_modules_need_a_quarter_of_end_to_end():
+  """In the smallest network with such a list; the suite has the larger one."""
+  table = bench_memory.by_modules(32, (1, 16), ("R0",), batch=16)
+  whole, part = table.rows
+  assert (whole["mode"], part["mode"]) == ("end to end", "R0")
+  assert part["share"] == pytest.approx(100 * part["mib"] / whole["mib"])
+  assert part["share"] <= 100 * bench_memory.BOUND  # 16.4 %
+  assert "R0 with 16 modules" in table.reading[0]
+  assert all(line.endswith(": within a quarter.") for line in table.reading)
+  # Code that is not optimised needs the same memory, to the byte so far.
+  for row in table.rows:
+    assert row["usual"] == pytest.approx(row["mib"], rel=0.01)
+
+
 @pytest.mark.slow
 def test_stages_side_by_side():
   """The suite at the size of a toy; times say nothing here."""
