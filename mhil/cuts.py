@@ -134,6 +134,8 @@ def measured(
       f"local.modules={k} is more than the {len(trunk)} pieces of "
       f"{branch.name}; use local.modules={len(trunk)} or less"
     )
+  if k == 1:
+    return ()  # Nothing to compile for.
   begins = balance(memory(branch, shape, batch), k)
   return tuple(trunk[i - 1] for i in begins)
 

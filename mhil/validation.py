@@ -1,5 +1,6 @@
 """What a configuration may hold, and the message where it does not."""
 
+import dataclasses
 from typing import Any
 
 from mhil import config as config_lib
@@ -181,6 +182,12 @@ def _check_local(config: config_lib.Config) -> None:
       f"local.modules={local.modules} and local.cuts={local.cuts} both say "
       "where to cut; use local.modules=1 with local.cuts"
     )
+  if local.cuts and local.lists != "published":
+    raise ValueError(
+      f"local.lists={local.lists} is not read with local.cuts={local.cuts}; "
+      "use local.modules in place of local.cuts, or local.lists=published"
+    )
+  _check_unread(config)
   # Their normaliser is that of the heads' logits, not of an auxiliary one's.
   own = local.loss == "softmax" and local.isolated
   if cut and own and config.loss.name != "dce":
@@ -188,6 +195,19 @@ def _check_local(config: config_lib.Config) -> None:
       f"loss.name={config.loss.name} couples the heads, which an auxiliary "
       "classifier has no part in; use loss.name=dce or local.loss=contrast"
     )
+
+
+def _check_unread(config: config_lib.Config) -> None:
+  name, usual = config.objective.name, config_lib.Local()
+  if name == "local":
+    return
+  for field in dataclasses.fields(usual):
+    value = getattr(config.local, field.name)
+    if value != getattr(usual, field.name):
+      raise ValueError(
+        f"local.{field.name}={value} is not read with objective.name={name}; "
+        "use objective.name=local"
+      )
 
 
 def _check_network(network: config_lib.Network) -> None:

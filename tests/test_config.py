@@ -68,6 +68,8 @@ def test_a_number_stays_in_its_range(field):
 @pytest.mark.parametrize("field", validation.RANGE)
 def test_the_ends_of_a_range_are_allowed(field):
   config = changed("train.batch", 8)
+  if field.startswith("local."):  # Read by local learning only.
+    config.objective.name = "local"
   for end in validation.RANGE[field]:
     if end < validation.INF:
       config_lib.assign(config, field, type(FIELDS[field])(end))
@@ -160,6 +162,14 @@ def test_local_learning_is_valid():
     ),
     ({"local__cuts": (1,)}, "both say where to cut; use local.modules=1"),
     (
+      {
+        "local__cuts": (1,),
+        "local__modules": 1,
+        "local__lists": "measured",
+      },
+      r"local.lists=measured is not read with local.cuts=\(1,\); use",
+    ),
+    (
       {"loss__name": "ce"},
       "loss.name=ce couples the heads.* use loss.name=dce",
     ),
@@ -168,6 +178,36 @@ def test_local_learning_is_valid():
 def test_local_learning_that_cannot_be_meant(changes, words):
   with pytest.raises(ValueError, match=words):
     validation.validate(local(**changes))
+
+
+UNREAD = {
+  "lists": "balanced",
+  "mode": "E",
+  "classifier": "0c1f",
+  "loss": "contrast",
+  "restore_first": 1.0,
+  "restore_last": 1.0,
+  "task_first": 0.5,
+  "task_last": 0.5,
+  "isolated": False,
+}
+
+
+@pytest.mark.parametrize("objective", ["end_to_end", "layer_parallel"])
+@pytest.mark.parametrize("field", UNREAD)
+def test_what_local_learning_alone_reads_is_refused_elsewhere(field, objective):
+  config = changed(f"local.{field}", UNREAD[field])
+  config.objective.name = objective
+  words = rf"local\.{field}={UNREAD[field]} is not read .*use objective\.name"
+  with pytest.raises(ValueError, match=words):
+    validation.validate(config)
+  config.objective.name = "local"
+  validation.validate(config)
+
+
+def test_every_field_of_local_learning_is_refused_elsewhere():
+  fields = {field.name for field in dataclasses.fields(config_lib.Local)}
+  assert fields == set(UNREAD) | {"modules", "cuts"}
 
 
 @pytest.mark.parametrize(

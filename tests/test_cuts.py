@@ -132,6 +132,14 @@ def test_measured_cuts_even_out_memory():
     cuts.measured(branch, (16, 16, 3), 4)
 
 
+def test_one_module_compiles_nothing(monkeypatch):
+  monkeypatch.setattr(cuts, "_temporary", None)
+  branch = networks.mlp(8, 3, (8, 8), axis="data")
+  assert cuts.measured(branch, (8,), 1) == ()
+  with pytest.raises(TypeError):  # The control: two modules would.
+    cuts.measured(branch, (8,), 2)
+
+
 def test_equal_pieces_are_compiled_once(monkeypatch):
   compiled, real = [], cuts._temporary
 
