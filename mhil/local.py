@@ -7,12 +7,13 @@ A branch is cut into K modules. With x_j the input of module j, x_0 the image,
 h_j what leaves it, sg the stop of gradients:
 
   loss_j  = task_j l(aux_j(h_j), y) + restore_j BCE(decoder_j(h_j), image)
-  x_{j+1} = sg(h_j) + [E] enc_j(x_0) + [Rn] sum_{r<n} resenc_{j,r}(sg(x_{j-r}))
+  x_{j+1} = sg(h_j) + [E] enc_j(x_0) + [Rn] sum_{r<m} resenc_{j,r}(sg(x_{j-r}))
   params <- opt(params, grad sum_j loss_j),  loss_{K-1} = l(logits, y)
 
-so that an encoder learns from the module behind it, and every other parameter
-from its own. Encoders are part of the network that predicts; auxiliary
-classifiers and decoders are not.
+with m = min(n, j+1), the inputs that there are; in R1E m = min(1, j), where the
+image has an encoder already and is no earlier input. So an encoder learns from
+the module behind it, and every other parameter from its own. Encoders are part
+of the network that predicts; auxiliary classifiers and decoders are not.
 
 Mesh axis: `stage`, modules in a row on each device along it, or none, all on
 the device of their head. Collectives in a step: over `head` and `stage` none,

@@ -13,7 +13,8 @@ from mhil import cuts as cuts_lib
 
 Tree = dict[str, Any]
 Weights = tuple[float, float]
-# Rn: an interface reads the last n inputs; E: it reads the image.
+# Rn: interface j reads the last min(n, j+1) inputs of modules, the oldest of
+# which is the image; E: it reads the image, and R1E min(1, j) inputs besides.
 OUT = -1  # What left the module before, among numbers of modules.
 MODES = ("R0", "E", "R1", "R1E", "R2", "R4", "R8", "R16")
 CHOICES = {
@@ -33,7 +34,8 @@ class Method(NamedTuple):
       `contrast` of all classes in the batch.
     restore, task: weights of the two losses at the first and at the last cut,
       linear in between. InfoPro restores; ContSup may, DGL does not.
-    pixels: `(mean, std)` that undo the normalisation, to pixels in [0, 1].
+    pixels: `(mean, std)` that undo the normalisation, to pixels in [0, 1];
+      asked for where something is restored.
     isolated: False trains the same network, encoders included, end to end:
       the control for what encoders add by their size alone.
     hidden: units of a classifier's hidden layers, and features contrasted.
@@ -44,7 +46,7 @@ class Method(NamedTuple):
   loss: str = "softmax"
   restore: Weights = (0.0, 0.0)
   task: Weights = (1.0, 1.0)
-  pixels: tuple[Sequence[float], Sequence[float]] = ((0.0,), (1.0,))
+  pixels: tuple[Sequence[float], Sequence[float]] | None = None
   isolated: bool = True
   hidden: int = 128
 
@@ -236,6 +238,11 @@ def _check_interfaces(method, name, interfaces, weights):
       f"local.mode={method.mode} with local.classifier={method.classifier} "
       f"needs feature maps, and {name} has none at a cut; use R0 with 0c1f or "
       "0c2f, and restore nothing"
+    )
+  if method.isolated and any(method.restore) and method.pixels is None:
+    raise ValueError(
+      f"local.restore={method.restore} asks for pixels, and pixels=None does "
+      "not say how images were normalised; use pixels=(mean, std)"
     )
   if method.isolated and (0, 0) in weights:
     raise ValueError(

@@ -121,7 +121,12 @@ METHODS = {
   "R2": modules.DGL._replace(mode="R2"),
   "R4": modules.Method("R4", "2c2f"),
   "R1E": modules.Method(
-    "R1E", "1c3f", loss="contrast", restore=(1, 1), hidden=16
+    "R1E",
+    "1c3f",
+    loss="contrast",
+    restore=(1, 1),
+    pixels=((0.5,), (0.25,)),
+    hidden=16,
   ),
 }
 # What stands at interfaces 0, 1 and 2.
@@ -313,6 +318,44 @@ def test_numbers_that_predict_are_counted_by_what_is_read():
   assert used == count(modules.used(cut, params)) < count(params)
 
 
+# -- costs, and stages that they balance -------------------------------------
+
+
+def uneven(widths, classifier="0c1f"):
+  branch = networks.mlp(16, 3, widths)
+  method = modules.GREEDY._replace(classifier=classifier)
+  return modules.split(branch, (4, 4, 1), ["dense0", "dense1"], method)
+
+
+@pytest.mark.parametrize(
+  "widths, costs, first",
+  [
+    # Products of a layer, then of the classifier or the readout on it.
+    ((64, 4, 4), (16 * 64 + 64 * 3, 64 * 4 + 4 * 3, 4 * 4 + 4 * 3), 1),
+    ((4, 4, 64), (16 * 4 + 4 * 3, 4 * 4 + 4 * 3, 4 * 64 + 64 * 3), 2),
+  ],
+)
+def test_stages_have_modules_of_about_equal_cost(widths, costs, first):
+  cut = uneven(widths)
+  assert local.costs(cut, (4, 4, 1)) == costs
+  names = ["dense0", "aux0", "dense1", "aux1", "dense2", "readout"]
+  one, two = local.stages(cut, (4, 4, 1), 2)
+  assert one.names == tuple(names[: 2 * first])
+  assert two.names == tuple(names[2 * first :])
+
+
+def test_a_classifier_counts_to_its_module():
+  """It is as dear as what it is behind, so the stages end elsewhere."""
+  (first, *_), (dear, *_) = (
+    local.costs(uneven((4, 4, 64), kind), (4, 4, 1))
+    for kind in ("0c1f", "0c2f")
+  )
+  # 128 hidden units between the features and the outputs.
+  assert dear - first == 4 * 128 + 128 * 3 - 4 * 3
+  stages = local.stages(uneven((4, 4, 64), "0c2f"), (4, 4, 1), 2)
+  assert stages[0].names == ("dense0", "aux0")
+
+
 # -- inside the heads of a stream --------------------------------------------
 
 
@@ -448,6 +491,9 @@ BAD = {
     "method": modules.Method("E"),
   },
   "leaves module 2 without a loss": {"method": modules.Method(task=(1.0, 0.0))},
+  "restore=(0, 2) asks for pixels, and pixels=None does not say": {
+    "method": modules.Method(restore=(0, 2))
+  },
 }
 
 
@@ -495,12 +541,20 @@ def test_bad_input_is_named_in_one_line(message):
   assert "use" in text and "\n" not in text
 
 
+def test_what_restores_nothing_needs_no_pixels():
+  for method in (
+    modules.DGL,
+    modules.Method(restore=(1, 1), isolated=False),
+  ):
+    assert modules.split(small(), SHAPE, CUTS, method).method.pixels is None
+
+
 @pytest.mark.parametrize(
   "method",
   [
     modules.DGL,
     modules.Method("E", "0c1f"),
-    modules.GREEDY._replace(restore=(1, 1)),
+    modules.GREEDY._replace(restore=(1, 1), pixels=((0.0,), (1.0,))),
   ],
 )
 def test_dense_interfaces_need_a_dense_method(method):

@@ -30,7 +30,10 @@ SHAPE = (4, 4, 1)
 METHODS = {
   "greedy": modules.GREEDY,
   "wide": modules.GREEDY,
-  "context": modules.Method("R2", "0c1f", restore=(1.0, 1.0)),
+  "context": modules.Method(
+    "R2", "0c1f", restore=(1.0, 1.0), pixels=((0.5,), (0.25,))
+  ),
+  "contrast": modules.Method("E", "0c1f", loss="contrast", hidden=6),
 }
 # Stages of the wide one work for milliseconds, which can be seen.
 WIDTHS = {"greedy": (8, 6, 5), "wide": (1024, 1024, 1024)}
@@ -98,6 +101,7 @@ def close(got, want, **tolerance):
     ("greedy", {"stage": 3}),
     ("greedy", {"stage": 2, "head": 2}),
     pytest.param("context", {"stage": 3}, marks=pytest.mark.slow),
+    pytest.param("contrast", {"stage": 2}, marks=pytest.mark.slow),
   ],
 )
 def test_stages_come_to_the_same_numbers(case, settings):
@@ -238,6 +242,28 @@ def test_what_is_handed_on_is_the_formula():
   assert sent["features"] == 2 * batch * width.size * 4
 
 
+@pytest.mark.slow
+def test_older_inputs_and_images_are_handed_on_too():
+  """With R2 the last module reads the input of the one before."""
+  heads, batch, image = 3, 8 + 4, 4 * 4 * 1
+  bank = run_lib.start(build("context", stage=3)).bank
+  sent = relay.handed_on(bank)
+  interface = 4 * 4 * 3
+  for each, numbers in zip(sent, (interface, 2 * interface), strict=True):
+    assert each["features"] == 4 * heads * batch * numbers
+  plain = relay.handed_on(run_lib.start(build("greedy", stage=3)).bank)
+  for each, other in zip(sent, plain, strict=True):
+    assert each["other"] - other["other"] == 4 * batch * image
+
+
+def test_features_are_sent_as_the_branch_computes_them():
+  half = networks.mlp(16, 3, (8, 6), dtype=np.dtype("bfloat16"), axis="data")
+  split = modules.split(half, SHAPE, ["dense0"], modules.GREEDY)
+  _, last = local.stages(split, SHAPE, 2)
+  (sent,) = last.arrives.values()
+  assert sent.shape == (8,) and sent.dtype.itemsize == 2
+
+
 def test_images_go_where_a_later_stage_reads_them():
   both = "greedy", "context"
   greedy, context = (local.stages(cut(case), SHAPE, 3) for case in both)
@@ -250,15 +276,25 @@ def test_images_go_where_a_later_stage_reads_them():
   assert flat == [[], [modules.OUT], [modules.OUT]]
 
 
-def test_a_run_that_was_stopped_between_stages_ends_alike(tmp_path):
-  run, whole = fitted("greedy", stage=3)
+@pytest.mark.parametrize(
+  "case, head",
+  [
+    ("greedy", 1),
+    pytest.param("context", 1, marks=pytest.mark.slow),
+    pytest.param("greedy", 2, marks=pytest.mark.slow),
+  ],
+)
+def test_a_run_that_was_stopped_between_stages_ends_alike(case, head, tmp_path):
+  """On as many devices along `head`, or on more."""
+  run, whole = fitted(case, stage=3)
+  later = build(case, stage=3, head=head)
   # In the first task, the second stage has a batch in hand.
   calls = iter(range(100))
   with checkpoint.Checkpoints(tmp_path) as saves:
     stop = functools.partial(lambda: next(calls) == 1)
     done = trainer.fit(run, checkpoints=saves, stop=stop)
     assert not done.finished and done.progress.step == 2
-    again = trainer.fit(run, checkpoints=saves, resume=True)
+    again = trainer.fit(later, checkpoints=saves, resume=True)
   assert again.finished
   assert again.metrics["params_sha256"] == whole.metrics["params_sha256"]
   assert again.progress.history[-1] == whole.progress.history[-1]
