@@ -63,6 +63,7 @@ def parts(config: config_lib.Config) -> Parts:
     image=config.data.image,
     label=config.data.label,
     limit=config.data.limit or None,
+    whole_test=config.data.whole_test,
     stream=config.data.streamed,
     augment=config.data.augment,
   )

@@ -25,8 +25,8 @@ class Data:
   """`digits`, `arrays:FOLDER` or `tfds:NAME`, prepared in `folder`.
 
   `image` and `label` name the features of a TFDS set; `limit` keeps so many
-  images of each class in each split, 0 all. `streamed`: images are read as
-  they are needed, for a set that the memory of a device does not hold.
+  images of each class in each split, 0 all; with `whole_test` only in training.
+  `streamed`: images are read as they are needed, for sets larger than a device.
   `augment` crops and flips training images as the set's own defaults say.
   """
 
@@ -35,6 +35,7 @@ class Data:
   image: str = "image"
   label: str = "label"
   limit: int = 0
+  whole_test: bool = False
   streamed: bool = False
   augment: bool = True
 

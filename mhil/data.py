@@ -45,6 +45,7 @@ def load(
   image: str = "image",
   label: str = "label",
   limit: int | None = None,
+  whole_test: bool = False,
   augment: bool = True,
   stream: bool = False,
 ) -> Dataset:
@@ -62,6 +63,7 @@ def load(
     image: the images' feature in a TFDS set.
     label: the labels' feature in a TFDS set.
     limit: keep the first so many images of each class in each split.
+    whole_test: in the training split only.
     augment: crop and flip as the set's settings say; False sets both to none.
     stream: leave a TFDS set on disk and decode images when indexed.
 
@@ -79,9 +81,10 @@ def load(
     parts, settings = sources.tfds(rest, folder, image, label)
   else:
     raise ValueError(_unknown(name))
+  limits = limit, None if whole_test else limit
   splits = [
-    _split(name, split, *part, limit, stream)
-    for split, part in zip(("train", "test"), parts)
+    _split(name, split, *part, most, stream)
+    for split, part, most in zip(("train", "test"), parts, limits)
   ]
   if not augment:
     settings = {**settings, "pad": 0, "flip": False}

@@ -144,6 +144,16 @@ def test_limit_keeps_the_first_of_each_class(tmp_path):
   assert len(got.test_labels) == 6
 
 
+def test_a_limit_may_leave_the_test_split_whole(tmp_path):
+  folder = save(tmp_path, small(n_train=14, classes=4))
+  cut, whole = (data.load(folder, limit=1, whole_test=w) for w in (False, True))
+  assert len(cut.train_labels) == len(whole.train_labels) == 4
+  assert len(cut.test_labels) == 4
+  np.testing.assert_array_equal(
+    whole.test_images, data.load(folder).test_images
+  )
+
+
 def edit(name, change):
   """Returns small() with one array changed."""
   arrays = small()
