@@ -16,7 +16,7 @@ def get_config() -> config.Config:
     network=config.Network(name="mlp", widths=(64, 64), norm="batch"),
     objective=config.Objective(name="layer_parallel"),
     layer_parallel=config.LayerParallel(
-      stages=2, corrections=3, beta=2.0, eta=0.5, rate=5.0
+      stages=2, sweeps=1, corrections=2, beta=2.0, eta=0.5, rate=5.0
     ),
     memory=config.Memory(size=100),
     optimizer=config.Optimizer(name="sgd", learning_rate=0.02),

@@ -68,5 +68,4 @@ def make_guesser(
     multipliers=multipliers,
     samples=samples,
     rate=float(o.rate),
-    frozen=o.correction == "off",
   )

@@ -3,9 +3,12 @@
 A step, on every stage k with its network that guesses, `aux_k`:
 
   guess    lam_k = aux_k(x)                                    lam_k to k - 1
-  run      x_k = F_k(lam_k), forwards and backwards: p_k, gW_k    x_k to k + 1
-  mend     lam'_k from p_k and x_{k-1}; once more from `run`, lam'_k to k - 1,
-           or after the last correction `learn`: W_k, aux_k <- opt
+  sweep    lam_k = F_{k-1}(lam_{k-1})                             x_k to k + 1
+  look     x_k = F_k(lam_k), and backwards for p_k alone          x_k to k + 1
+  mend     lam'_k from p_k and x_{k-1}; again from `look`        lam'_k to k - 1
+  run      the last look, which moves W_k; then `mend`, and `learn`, aux_k
+
+After that a stage rests; all goes by `coupling.timetable`.
 
 Mesh axis: `stage`. Collectives in a program: none over `stage`. Between two
 stages lies one exchange for each correction: a state (and multiplier) down, and
@@ -17,6 +20,7 @@ serial steps of a hybrid, which are a chain of all stages, and what is kept by
 sample. See `stages` for what a run with stages has to offer.
 """
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -150,24 +154,27 @@ def check(
 def exchanged(
   chain: Chain,
   batch: int,
-  corrections: int = 1,
+  method: coupling.Method = coupling.METHOD,
   multipliers: bool = False,
-  sweeps: int = 0,
 ) -> list[int]:
   """Bytes that each interface exchanges in a step, both directions, one head.
 
-  A correction moves the state down and what the stage below made up; the
-  multiplier goes down once; a sweep moves what was made up.
+  For each pass of the stage below the state goes down, for each of the stage
+  above what the one below made goes up, and for each sweep; the multiplier goes
+  down once.
 
   Args:
     chain: whose interfaces.
     batch: samples of a device.
-    corrections: in a step.
+    method: whose passes and sweeps.
     multipliers: whether there are any.
-    sweeps: in a step.
   """
-  copies = 2 * corrections + multipliers + sweeps
-  return [4 * batch * copies * math.prod(s) for s in chain.shapes[1:]]
+  sweeps, final = coupling.schedule(method, len(chain.stages))
+  passes = [below + above + 2 for below, above in itertools.pairwise(final)]
+  return [
+    4 * batch * (copies + sweeps + multipliers) * math.prod(shape)
+    for copies, shape in zip(passes, chain.shapes[1:], strict=True)
+  ]
 
 
 def _flat(banks: Banks) -> list[Bank]:
@@ -185,9 +192,10 @@ def _with_step(run, meshes, chain, guesser, method) -> run_lib.Run:
   compiled: dict[Any, Any] = {}
 
   def compiling_call(name, *given):
-    function, donated = made[name]
-    lowered = jax.jit(function, donate_argnums=donated).lower(*given)
-    compiled[name] = lowered.compile()
+    if name not in compiled:
+      function, donated = made[name]
+      lowered = jax.jit(function, donate_argnums=donated).lower(*given)
+      compiled[name] = lowered.compile()
     return compiled[name](*given)
 
   def call(name, *given):
@@ -232,38 +240,61 @@ def _concrete(run):
   )
 
 
+class _Held(NamedTuple):
+  """What stages have in a step, by their numbers."""
+
+  trunks: list[Any]
+  nets: list[Any]
+  flights: list[Any]
+  states: list[Any]
+  multipliers: list[Any]
+  pulls: list[Any]
+  values: list[Any]
+  adjoints: list[Any]
+  learnt: list[Any]
+
+
 def _take(call, banks, flights, meshes, method) -> Banks:
   """A step of all stages; `call((program, k), ..)` sends work, waits not."""
   count = len(meshes)
-  trunks, nets, above = list(banks.trunks), list(banks.nets), range(1, count)
+  nets, blank = [None, *banks.nets], [[None] * count for _ in range(6)]
+  held = _Held(list(banks.trunks), nets, flights, *blank)
+  for phase in coupling.timetable(method, count):
+    # All from what the phases before left.
+    made = {
+      k: call((name, k), *_given(held, name, k, meshes))
+      for k, name in phase.items()
+    }
+    for k, name in phase.items():
+      _keep(held, name, k, made[k], meshes)
+  return Banks(tuple(held.trunks), tuple(held.nets[1:]))
 
-  def down(values):
-    return [stages.send(values[k], meshes[k - 1]) for k in above] + [None]
 
-  guesses = [call(("guess", k), nets[k - 1].params, flights[k]) for k in above]
-  states = [None, *(state for state, _ in guesses)]
-  multipliers = [None, *(multiplier for _, multiplier in guesses)]
-  pulls, learnt = down(multipliers), list(multipliers)
-  for _ in range(method.sweeps):
-    made = [
-      call(("sweep", k), trunks[k], flights[k], states[k])
-      for k in range(count - 1)
-    ]
-    states = [None, *(stages.send(made[k - 1], meshes[k]) for k in above)]
-  for correction in range(method.corrections):
-    kind = "run" if correction == method.corrections - 1 else "look"
-    targets, made = down(states), []
-    for k in range(count):
-      given = trunks[k], flights[k], states[k], targets[k], pulls[k]
-      made.append(call((kind, k), *given))
-    trunks = [trunk for trunk, _, _ in made]
-    for k in above:
-      _, _, adjoint = made[k]
-      below = stages.send(made[k - 1][1], meshes[k])
-      mended = call(("mend", k), states[k], multipliers[k], adjoint, below)
-      states[k], learnt[k] = mended if kind == "run" else (mended[0], None)
-  nets = [
-    call(("learn", k), nets[k - 1], flights[k], states[k], learnt[k])
-    for k in above
-  ]
-  return Banks(tuple(trunks), tuple(nets))
+def _given(held, name, k, meshes):
+  """What a stage's program takes; of neighbours, sent to its devices."""
+  if name == "guess":
+    return held.nets[k].params, held.flights[k]
+  if name == "learn":
+    return held.nets[k], held.flights[k], held.states[k], held.learnt[k]
+  if name == "mend":
+    below = stages.send(held.values[k - 1], meshes[k])
+    return held.states[k], held.multipliers[k], held.adjoints[k], below
+  own = held.trunks[k], held.flights[k], held.states[k]
+  if name == "sweep":
+    return own
+  above = held.states[k + 1] if k + 1 < len(meshes) else None
+  return *own, stages.send(above, meshes[k]), held.pulls[k]
+
+
+def _keep(held, name, k, made, meshes):
+  if name == "guess":
+    held.states[k], held.multipliers[k] = made
+    held.pulls[k - 1] = stages.send(made[1], meshes[k - 1])
+  elif name == "learn":
+    held.nets[k] = made
+  elif name == "mend":
+    held.states[k], held.learnt[k] = made
+  elif name == "sweep":
+    held.states[k + 1] = stages.send(made, meshes[k + 1])
+  else:
+    held.trunks[k], held.values[k], held.adjoints[k] = made

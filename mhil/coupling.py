@@ -4,6 +4,7 @@ The equations stand in `layer_parallel`. Everything here is of one stage, or of
 one interface, and knows no other.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,8 @@ class Method(NamedTuple):
     beta: weight of the penalty.
     eta: size of a correction; 1 / beta replaces a state by what its stage
       below made of its own, less `p / beta`.
-    corrections: in a step; each costs a pass through all stages.
+    corrections: in a step, at most K of them; each costs a pass, and what is
+      more than K is a sweep; see `schedule`.
     sweeps: passes before those, forwards only, that replace each state by what
       the stage below made of its own; K - 1 of them make all states true.
     correction: `full`, `no_credit` (without `p`) or `off`; the two controls.
@@ -37,6 +39,9 @@ class Method(NamedTuple):
   correction: str = "full"
   serial_every: int = 0
   sweeps: int = 0
+
+
+METHOD = Method()
 
 
 class Pass(NamedTuple):
@@ -80,6 +85,60 @@ def check(method: Method) -> None:
     )
 
 
+def schedule(method: Method, stages: int) -> tuple[int, list[int]]:
+  """Sweeps of a step, and the pass in which each stage moves its weights.
+
+  A correction takes credit one stage down, and the state that it moves is no
+  longer the one that the stage below made. So stage `k` of K takes its
+  weights' gradient in the pass in which credit first reaches it, number
+  `K - 1 - k`, and rests from then on; where there are fewer passes, in the
+  last. A pass before the last K could carry no credit that is used: it is a
+  sweep. From true states stage `k` so gets `(beta eta)^(K-1-k)` times
+  back-propagation's gradient, exactly. The rule is ours.
+
+  Returns:
+    The sweeps; then of each stage its last pass, counted from 0 after them.
+  """
+  passes = min(method.corrections, stages)
+  sweeps = method.sweeps + method.corrections - passes
+  return sweeps, [min(stages - 1 - k, passes - 1) for k in range(stages)]
+
+
+def timetable(method: Method, stages: int) -> list[dict[int, str]]:
+  """What the stages do side by side, phase after phase: `[{stage: program}]`.
+
+  `guess` a state; `sweep` forwards alone; `look`, a pass without the weights'
+  gradient, of the first stage forwards alone; `run`, one with it; `mend` the
+  state below; `learn` to guess, while lower stages still work.
+  """
+  sweeps, final = schedule(method, stages)
+  above = range(1, stages)
+  phases = [dict.fromkeys(above, "guess")]
+  phases += [dict.fromkeys(range(stages - 1), "sweep")] * sweeps
+  for now in range(final[0] + 1):
+    work = [k for k in range(stages) if now <= final[k]]
+    kinds = {k: "run" if now == final[k] else "look" for k in work}
+    resting = {k: "learn" for k in above if now == final[k] + 1}
+    phases += [kinds | resting, {k: "mend" for k in work if k}]
+  phases.append({k: "learn" for k in above if final[k] == final[0]})
+  return [phase for phase in phases if phase]
+
+
+def longest(
+  costs: Mapping[str, Sequence[int | float]], method: Method
+) -> float:
+  """What a step takes: of each phase its longest program, in sequence.
+
+  Args:
+    costs: of each program of `timetable`, at each stage.
+    method: whose timetable.
+  """
+  phases = timetable(method, len(costs["run"]))
+  return float(
+    sum(max(costs[name][k] for k, name in p.items()) for p in phases)
+  )
+
+
 def stage(
   chain: Chain,
   k: int,
@@ -117,13 +176,14 @@ def stage(
         each += method.beta * inner(target[1], violation)
     return jnp.sum(batch.weight * each), (value, new)
 
-  if k == 0:  # an image needs no adjoint
-    grad = jax.value_and_grad(loss, 0, has_aux=True)
-    (total, (value, new)), grads = grad(params, state)
-    return Pass(total, value, grads, None, new)
-  grad = jax.value_and_grad(loss, (0, 1) if weights else 1, has_aux=True)
+  # An image needs no adjoint.
+  wanted = ((0,) if weights else ()) + ((1,) if k else ())
+  if not wanted:
+    total, (value, new) = loss(params, state)
+    return Pass(total, value, None, None, new)
+  grad = jax.value_and_grad(loss, wanted, has_aux=True)
   (total, (value, new)), found = grad(params, state)
-  grads, adjoint = found if weights else (None, found)
+  grads, adjoint = found[0] if weights else None, found[-1] if k else None
   return Pass(total, value, grads, adjoint, new)
 
 

@@ -67,7 +67,6 @@ def by_network(
   multipliers: str = "none",
   samples: int = 0,
   rate: float = 1.0,
-  frozen: bool = False,
 ) -> Guesser:
   """Guesses of auxiliary networks.
 
@@ -77,8 +76,7 @@ def by_network(
     multipliers: `none`, `network` (needs the second heads of `aux`) or
       `sample`.
     samples: training samples, for `sample`.
-    rate: the networks' gradients are multiplied by it.
-    frozen: the networks do not learn; for a control.
+    rate: the networks' gradients are multiplied by it; at 0 they do not learn.
   """
   tables = samples if multipliers == "sample" else 0
   side = _tables(chain, tables, states=False)
@@ -93,8 +91,6 @@ def by_network(
 
   def learn(params, batch, mended):
     own = {n: params[n] for n in aux.names}
-    if frozen:
-      return jax.tree.map(jnp.zeros_like, own)
     return jax.grad(loss)(own, batch, lax.stop_gradient(mended))
 
   def loss(params, batch, mended):
@@ -115,8 +111,7 @@ def by_network(
 
   def at(k):
     one = aux._replace(names=aux.names[k - 1 : k], costs=aux.costs[k - 1 : k])
-    how: Any = {"multipliers": multipliers, "rate": rate, "frozen": frozen}
-    return by_network(one, chain, **how)
+    return by_network(one, chain, multipliers=multipliers, rate=rate)
 
   apart = None if tables else at
   return Guesser(

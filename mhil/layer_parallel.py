@@ -21,12 +21,18 @@ neighbour, the state and `x_{k-1}`, for each correction.
 
 Public are the abstracts and the bound of the speed-up; the equations are our
 reconstruction. Ours are: one auxiliary network for each interface, with its
-loss relative to the size of the state; several corrections before the step
-of the weights, which sees the last but one; multipliers in units of beta,
+loss relative to the size of the state; several corrections a step, sweeps
+forwards before them, and the rule by which a stage moves its weights when
+credit first reaches it (`coupling.schedule`); multipliers in units of beta,
 from a second head of the auxiliary network or kept for each sample; the
 correction without `p_k`, and none, as controls.
+
+With K - 1 sweeps and K corrections the rule's step is back-propagation in the
+form of messages, and as serial. What is faster has fewer corrections than
+stages, so that lower stages get no credit from the same batch.
 """
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -135,44 +141,47 @@ def facts(
     "stage_multiply_adds": list(chain.costs),
     "aux_multiply_adds": list(costs),
     "aux_share": sum(costs) / sum(chain.costs),
-    "counted_speedup": counted_speedup(
-      chain.costs,
-      costs,
-      method.corrections,
-      method.serial_every,
-      method.sweeps,
-    ),
+    "counted_speedup": counted_speedup(chain.costs, costs, method),
   }
 
 
 def counted_speedup(
   stages: Sequence[int],
   aux: Sequence[int],
-  corrections: int = 1,
-  serial_every: int = 0,
-  sweeps: int = 0,
+  method: coupling.Method = coupling.METHOD,
 ) -> float:
   """How much sooner a step ends with a device a stage, by multiply-adds alone.
 
-  A gradient costs two forward passes, that of a state alone one. A network
-  that guesses runs and learns beside the stage that it feeds. Data, exchange
-  and correction are left out; `experiments.benchmark` measures them.
+  A step takes as long as the longest program of each of its phases, one after
+  the other. A gradient costs two forward passes, that of a state alone one.
+  Data, exchange and correction are left out; `experiments.benchmark` measures
+  them.
 
   Args:
     stages: multiply-adds of each stage, forwards.
-    aux: of each auxiliary network, forwards.
-    corrections: passes through all stages in a step.
-    serial_every: one step of so many is serial, unless 0.
-    sweeps: passes forwards alone, before the others.
+    aux: of each auxiliary network, forwards. Without any, states are kept by
+      sample, whose first ones the chain makes, all stages but the last.
+    method: whose passes, and how often a step is serial.
   """
   beside = [0, *aux] if aux else [0] * len(stages)
-  longest = max(
-    (3 + sweeps + 2 * (corrections - 1) * (k > 0)) * stage + 3 * beside[k]
-    for k, stage in enumerate(stages)
+  longest = coupling.longest(
+    {
+      "guess": beside,
+      "sweep": stages,
+      "look": [(2 if k else 1) * cost for k, cost in enumerate(stages)],
+      "run": [3 * cost for cost in stages],
+      "mend": [0] * len(stages),
+      "learn": [3 * cost for cost in beside],
+    },
+    method,
   )
-  serial = 1 / serial_every if serial_every else 0
+  before = 0 if aux else sum(stages[:-1])
   whole = 3 * sum(stages)
-  return whole / (serial * whole + (1 - serial) * longest)
+  step = before + longest
+  if every := method.serial_every:
+    serial = whole + before + 4 * max(beside)
+    step = ((every - 1) * step + serial) / every
+  return whole / step
 
 
 def parallel(
@@ -186,52 +195,50 @@ def parallel(
 ) -> tuple[objectives.Step, Guess]:
   """All stages at once from a guess: gradients, and the guess mended.
 
-  The weights' gradient is taken on the states before the last correction, the
-  new multipliers too.
+  A stage's gradient is that of its last pass (`coupling.schedule`), and so are
+  the new state and multiplier below it.
 
   Returns:
     The step of the branch, without side state, and the mended guess.
   """
-  last = len(chain.stages) - 1
-  of_each = partial(coupling.each_of, weight=batch.weight)
-  states = guess.states
-  for _ in range(method.sweeps):
-    inputs = [batch.images, *states]
-    states = [
-      chain.run(k, params, stats, inputs[k], True)[0].astype(jnp.float32)
-      for k in range(last)
-    ]
-  for correction in range(method.corrections):
-    weights = correction == method.corrections - 1
+  sweeps, final = coupling.schedule(method, len(chain.stages))
+  states, multipliers = list(guess.states), list(guess.multipliers)
+  for _ in range(sweeps):
+    states = _sweep(chain, params, stats, batch.images, states)
+  passes: dict[int, coupling.Pass] = {}
+  for now in range(final[0] + 1):
     inputs = [batch.images, *states]
     targets = [*zip(states, guess.multipliers), None]
-    passes = [
+    found = [
       coupling.stage(
         chain,
         k,
-        _pick(params, chain.stages[k]),
-        _pick(stats, chain.stages[k]),
+        _pick(params, names),
+        _pick(stats, names),
         inputs[k],
         targets[k],
         method,
         batch,
         criterion,
-        weights,
+        now == final[k],
       )
-      for k in range(last + 1)
+      for k, names in enumerate(chain.stages)
+      if now <= final[k]
     ]
-    before = states
-    states = [
-      coupling.correct(state, below.value, of_each(above.adjoint), u, method)
-      for state, below, above, u in zip(
-        states, passes, passes[1:], guess.multipliers
-      )
-    ]
-  multipliers = [
-    None if u is None else u + before[k] - passes[k].value
-    for k, u in enumerate(guess.multipliers)
+    for k, (below, above) in enumerate(itertools.pairwise(found)):
+      p, u = coupling.each_of(above.adjoint, batch.weight), guess.multipliers[k]
+      if u is not None:
+        multipliers[k] = u + states[k] - below.value
+      states[k] = coupling.correct(states[k], below.value, p, u, method)
+    passes |= enumerate(found)
+  return _gather(passes.values()), Guess(states, multipliers)
+
+
+def _sweep(chain, params, stats, images, states):
+  return [
+    chain.run(k, params, stats, x, True)[0].astype(state.dtype)
+    for k, (x, state) in enumerate(zip([images, *states], states))
   ]
-  return _gather(passes), Guess(states, multipliers)
 
 
 def _serial(chain, params, stats, batch, criterion, method, guess):

@@ -30,13 +30,17 @@ RECIPE = Recipe(
 )
 
 
+METHOD = coupling.Method(beta=0.3, eta=2.0, corrections=2)
+# Every stage gets credit, from true states.
+SWEPT = METHOD._replace(sweeps=2, corrections=3)
+
+
 @functools.cache
-def objective(count=3, method=None, multipliers="none"):
+def objective(count=3, method=METHOD, multipliers="none"):
   branch = networks.mlp(4, 3, hidden=(6, 6), norm="batch", axis="data")
   cut = chain.chain(branch, (2, 2, 1), count)
   aux = auxnet.auxnet(cut, cost=0.9, multipliers=multipliers == "network")
   guesser = guessing.by_network(aux, cut, multipliers=multipliers)
-  method = method or coupling.Method(beta=0.3, eta=2.0, corrections=2)
   whole = layer_parallel.layer_parallel(cut, guesser, method)
   how = {"chain": cut, "guesser": guesser, "method": method}
   return whole._replace(spread=functools.partial(abreast.spread, **how)), cut
@@ -53,6 +57,11 @@ def run_of(stage=1, data=1, head=1, count=3, recipe=RECIPE, loss="dce", **how):
 @functools.cache
 def staged():
   return run_of(stage=3, multipliers="network")
+
+
+@functools.cache
+def swept():
+  return run_of(stage=3, method=SWEPT)
 
 
 @functools.cache
@@ -88,6 +97,16 @@ def test_stages_at_once_come_to_the_numbers_of_one_device():
   np.testing.assert_array_equal(first.predict(images), second.predict(images))
 
 
+def test_sweeps_at_once_come_to_the_numbers_of_one_device():
+  one, apart = run_of(method=SWEPT), swept()
+  first, second = trainer.fit(one), trainer.fit(apart)
+  close(whole(first, one), whole(second, apart))
+  # The control: without sweeps the weights are others.
+  other = trainer.fit(run_of(method=SWEPT._replace(sweeps=0)))
+  with pytest.raises(AssertionError):
+    close(whole(other, one), whole(second, apart))
+
+
 @pytest.mark.slow
 def test_the_penalty_and_both_other_axes_too():
   one, apart = run_of(count=2), run_of(stage=2, data=2, head=2, count=2)
@@ -101,8 +120,9 @@ def test_the_penalty_and_both_other_axes_too():
 
 def test_no_program_of_a_stage_holds_a_collective():
   run = staged()
-  # begin; guess, look, run, mend and learn where there is something to do.
-  assert len(run.programs) == 1 + 2 + 3 + 2 + 3 + 2
+  # begin; guess, look, run, mend and learn where there is something to do. The
+  # last stage runs at once.
+  assert len(run.programs) == 1 + 2 + 2 + 3 + 2 + 2
   assert run.traffic == []
   places = {next(iter(s.device_set)) for p in run.programs for s in _where(p)}
   assert len(places) == 3
@@ -119,8 +139,19 @@ def test_collectives_over_data_are_gradients_and_none_spans_stage():
   assert {c.axes for c in run.traffic} == {("data",)}
 
 
-def test_exchanged_bytes_are_those_of_the_formula(monkeypatch):
-  run, (_, cut) = staged(), objective(3, multipliers="network")
+@pytest.mark.parametrize(
+  "make, method, multipliers, by_hand",
+  [
+    # Two passes of stages 0 and 1, one of stage 2; and a multiplier.
+    (staged, METHOD, True, (2 + 2 + 1, 2 + 1 + 1)),
+    # Three, two and one; and two sweeps.
+    (swept, SWEPT, False, (3 + 2 + 2, 2 + 1 + 2)),
+  ],
+)
+def test_exchanged_bytes_are_those_of_the_formula(
+  monkeypatch, make, method, multipliers, by_hand
+):
+  run, (_, cut) = make(), objective(3)
   moved = np.zeros((3, 3), int)
   where = {m.devices.flat[0]: k for k, m in enumerate(stages.meshes(run.grid))}
   send = stages.send
@@ -139,7 +170,9 @@ def test_exchanged_bytes_are_those_of_the_formula(monkeypatch):
   state = prepare.start(run)
   monkeypatch.setattr(stages, "send", counting)
   run.step(state, *given)
-  want = abreast.exchanged(cut, 8, 2, multipliers=True)
+  want = abreast.exchanged(cut, 8, method, multipliers)
+  # Six float32 of each of eight samples.
+  assert want == [4 * 8 * 6 * copies for copies in by_hand]
   both = moved + moved.T
   assert [both[0, 1], both[1, 2]] == want
   assert both[0, 2] == 0

@@ -58,11 +58,11 @@ def residual():
 
 
 class Case:
-  """A small chain of three stages, and what back-propagation says of it."""
+  """A small chain of stages, and what back-propagation says of it."""
 
-  def __init__(self):
+  def __init__(self, cuts=(1, 2)):
     branch, self.params, self.stats, x, labels = residual()
-    self.chain = chain.chain(branch, (D,), cuts=(1, 2))
+    self.chain = chain.chain(branch, (D,), cuts=cuts)
     self.batch = objectives.Batch(x, labels, labels, jnp.full(B, 1 / B))
     self.bp = jax.grad(self.loss)(self.params)
 
@@ -78,10 +78,16 @@ class Case:
   def consistent(self):
     """The states of a forward pass, and no multipliers."""
     x, states = self.batch.images, []
-    for k in range(2):
+    for k in range(len(self.chain.stages) - 1):
       x, _ = self.chain.run(k, self.params, self.stats, x, True)
       states.append(x)
-    return guessing.Guess(states, [None, None])
+    return guessing.Guess(states, [None] * len(states))
+
+  def guessed(self):
+    """Random states."""
+    true, rng = self.consistent(), np.random.default_rng(2)
+    states = [jnp.asarray(rng.normal(size=x.shape)) for x in true.states]
+    return true._replace(states=states)
 
   def step(self, method, guess):
     """A step from a guess: gradients, and the mended guess."""
@@ -196,6 +202,76 @@ def test_multipliers_tend_to_minus_the_adjoint(case):
 
   kappa, adjoint = method.beta * multipliers[1], jax.grad(loss)(top)
   np.testing.assert_allclose(kappa, -adjoint, atol=1e-5)
+
+
+# Fact 5: a stage takes its gradient when credit first reaches it.
+
+
+@pytest.fixture(scope="module", params=[3, 4], ids=["3 stages", "4 stages"])
+def deep(request):
+  with jax.enable_x64(True):
+    yield Case(range(1, request.param))
+
+
+def rule_of(case, beta, eta, sweeps=0, more=0):
+  count = len(case.chain.stages)
+  return coupling.Method(
+    beta=beta, eta=eta, sweeps=sweeps, corrections=count + more
+  )
+
+
+# What is left of an adjoint in a state of about one that moved by it over
+# beta, and 1e-16 of rounding.
+LEFT = 1e-9
+
+
+def test_as_many_corrections_as_stages_are_back_propagation(deep):
+  method = rule_of(deep, 1e4, 1e-4)
+  out, mended = deep.step(method, deep.consistent())
+  assert deep.error(out.grads) < LEFT
+  # The control, as before the rule: every gradient in the last pass.
+  guess, once = deep.consistent(), method._replace(corrections=1)
+  for _ in deep.chain.stages[1:]:
+    _, guess = deep.step(once, guess)
+  out, _ = deep.step(once, guess)
+  assert deep.error(out.grads) > 0.1
+  # What networks learn is a step along the adjoint from the true state.
+  top = deep.consistent().states[-1]
+  moved = 1e4 * (top - mended.states[-1])
+  assert 0.01 < largest(moved) < 10
+
+
+@pytest.mark.parametrize("more", [0, 2])
+def test_sweeps_make_any_guess_as_good(deep, more):
+  last = len(deep.chain.stages) - 1
+  # A correction more than stages is a sweep.
+  method = rule_of(deep, 1e4, 1e-4, sweeps=last - more, more=more)
+  out, _ = deep.step(method, deep.guessed())
+  assert deep.error(out.grads) < LEFT
+  # The control: the guess still stands at one interface.
+  out, _ = deep.step(method._replace(sweeps=last - more - 1), deep.guessed())
+  assert deep.error(out.grads) > 0.1
+
+
+def test_small_steps_scale_credit_by_the_way_that_it_came(deep):
+  out, _ = deep.step(rule_of(deep, 3.0, 0.1), deep.consistent())
+  for k, names in enumerate(deep.chain.stages):
+    scale = 0.3 ** (len(deep.chain.stages) - 1 - k)
+    for name in names:
+      want = jax.tree.map(lambda g, s=scale: s * g, deep.bp[name])
+      assert largest(jax.tree.map(jnp.subtract, out.grads[name], want)) < EXACT
+
+
+def test_true_states_after_a_sweep_for_each_interface(deep):
+  off = coupling.Method(correction="off", sweeps=len(deep.chain.stages) - 1)
+  _, found = deep.step(off, deep.guessed())
+  for state, want in zip(found.states, deep.consistent().states, strict=True):
+    assert largest(state - want) < EXACT
+  _, found = deep.step(off._replace(sweeps=off.sweeps - 1), deep.guessed())
+  apart = [
+    largest(a - b) for a, b in zip(found.states, deep.consistent().states)
+  ]
+  assert max(apart[:-1]) < EXACT and apart[-1] > 0.1
 
 
 # Reductions, on a branch with batch norm and a padded sample.
@@ -318,7 +394,7 @@ def test_a_padded_sample_moves_nothing():
   equal(step(batch).grads, step(other).grads)
 
 
-def test_the_control_learns_no_guess_and_no_credit_drops_the_adjoint():
+def test_corrections_and_their_controls():
   state, below, adjoint = (jnp.full((2, 3), x) for x in (1.0, 3.0, 5.0))
   method = coupling.Method(beta=2.0, eta=0.1)
 
@@ -329,16 +405,25 @@ def test_the_control_learns_no_guess_and_no_credit_drops_the_adjoint():
   assert mended("off") == 1.0
   assert mended("no_credit") == pytest.approx(1 - 0.1 * 2 * (1 - 3))
   assert mended("full") == pytest.approx(1 - 0.1 * (2 * (1 - 3) + 5))
-  stages = dense(3)
-  frozen = guesser_of(stages, frozen=True)
-  off = layer_parallel.layer_parallel(
-    stages, frozen, method._replace(correction="off")
-  )
-  params, stats, side = off.init(KEY)
-  step = jax.jit(lambda b: off.step(params, stats, side, b, criterion, KEY))
-  out = step(batch_of())
-  assert largest([out.grads["aux1"], out.grads["aux2"]]) == 0
-  assert largest(out.grads["dense0"]) > 0
+
+
+def test_guesses_that_are_not_mended_or_of_rate_0_learn_nothing():
+  stages, method = dense(3), coupling.Method()
+
+  def largest_of(method, **how):
+    made = layer_parallel.layer_parallel(
+      stages, guesser_of(stages, **how), method
+    )
+    params, stats, side = made.init(KEY)
+    step = jax.jit(lambda b: made.step(params, stats, side, b, criterion, KEY))
+    out = step(batch_of())
+    assert largest(out.grads["dense0"]) > 0
+    return largest([out.grads["aux1"], out.grads["aux2"]])
+
+  # A guess less itself, in one program or another.
+  assert largest_of(method._replace(correction="off")) < 1e-6
+  assert largest_of(method, rate=0.0) == 0
+  assert largest_of(method) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -365,9 +450,68 @@ def test_other_methods_are_refused(change, words):
     coupling.check(method)
 
 
+@pytest.mark.parametrize(
+  "corrections, stages, want",
+  [
+    (1, 3, (0, [0, 0, 0])),
+    (2, 4, (0, [1, 1, 1, 0])),
+    (3, 3, (0, [2, 1, 0])),
+    (5, 3, (2, [2, 1, 0])),
+    (2, 1, (1, [0])),
+  ],
+)
+def test_schedule(corrections, stages, want):
+  method = coupling.Method(corrections=corrections)
+  assert coupling.schedule(method, stages) == want
+  more = method._replace(sweeps=3)
+  assert coupling.schedule(more, stages) == (want[0] + 3, want[1])
+
+
+def test_timetable():
+  assert coupling.timetable(coupling.Method(), 1) == [{0: "run"}]
+  assert coupling.timetable(coupling.Method(sweeps=1, corrections=2), 3) == [
+    {1: "guess", 2: "guess"},
+    {0: "sweep", 1: "sweep"},
+    {0: "look", 1: "look", 2: "run"},
+    {1: "mend", 2: "mend"},
+    {0: "run", 1: "run", 2: "learn"},
+    {1: "mend"},
+    {1: "learn"},
+  ]
+
+
 def test_counted_speedup():
+  count, method = layer_parallel.counted_speedup, coupling.Method()
+  assert count([1, 1, 1, 1], [0, 0, 0]) == 4
+  # A guess, the longer stage's pass, and learning from what was mended.
+  assert count([2, 3], [1]) == pytest.approx(15 / (1 + 9 + 3))
+  # Two passes, three units each: the last stage needs them in the first, the
+  # first in the second. No better than back-propagation.
+  two = method._replace(corrections=2)
+  assert count([1, 1], [0], two) == 1
+  # Of stage 1 the first pass, without the weights' gradient, is hidden.
+  assert count([1, 1, 1], [0, 0], two) == pytest.approx(9 / 6)
+  assert count([1, 4, 1], [0, 0], two) == pytest.approx(18 / (8 + 12))
+  # Its own state's chain: three stages, before all begin.
+  assert count([1, 1, 1, 1], []) == pytest.approx(12 / (3 + 3))
+
+
+def test_counted_speedup_with_sweeps_and_serial_steps():
   count = layer_parallel.counted_speedup
-  assert count([1, 1, 1, 1], []) == 4
-  assert count([2, 2], [1]) == pytest.approx(12 / 9)
-  # Two passes: the first of them takes no gradient of the weights.
-  assert count([1, 1], [0], 2) == pytest.approx(6 / 5)
+  swept = coupling.Method(sweeps=2)
+  assert count([1, 2, 9], [0, 0], swept) == pytest.approx(36 / (2 * 2 + 27))
+  # A correction too many is one more sweep.
+  more = coupling.Method(sweeps=2, corrections=4)
+  assert count([1, 1, 1], [0, 0], more) == pytest.approx(9 / (3 + 9))
+  # Every other step all of the work, 6, then what the network costs, 4.
+  mixed = coupling.Method(serial_every=2)
+  assert count([1, 1], [1], mixed) == pytest.approx(6 / ((10 + 7) / 2))
+  assert count([1, 1], [0], mixed._replace(serial_every=1)) == 1
+
+
+def test_the_rule_is_as_serial_as_back_propagation():
+  """In K equal stages: K - 1 sweeps of 1 unit, K passes of 3; or 3 K units."""
+  for k in 2, 3, 4, 8:
+    method = coupling.Method(sweeps=k - 1, corrections=k)
+    found = layer_parallel.counted_speedup([1] * k, [0] * (k - 1), method)
+    assert found == pytest.approx(3 * k / (4 * k - 1)) and found < 1
