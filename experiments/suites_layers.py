@@ -57,37 +57,45 @@ LADDER = [
   ),
 ]
 _FASHION = functools.partial(_layers, config="layer_parallel_fashion")
-SOFT: dict[str, Any] = {"corrections": 1, "beta": 0.002, "eta": 50.0}
+OFF: dict[str, Any] = {"correction": "off"}
+
+
+def _pair(label: str, **fields: Any) -> list[Row]:
+  """A row, and the same with the correction off."""
+  control = f"{label}, correction off (control)"
+  return [_FASHION(label, **fields), _FASHION(control, **fields, **OFF)]
+
+
+def _steps(k: int, sweeps: int, corrections: int) -> dict[str, Any]:
+  return {"stages": k, "sweeps": sweeps, "corrections": corrections}
+
+
+# One correction of a guess that is to stay one, beta eta = 1/10.
+SOFT: dict[str, Any] = {"beta": 0.002, "eta": 50.0}
+_EACH = [
+  _pair(f"{k} stages, {k - 1} sweeps, {k} corrections", **_steps(k, k - 1, k))
+  for k in (2, 3, 4)
+]
 FASHION = [
   Row(
     "end to end",
     "layer_parallel_fashion",
     {"objective.name": "end_to_end", "layer_parallel.stages": 1},
   ),
-  _FASHION("2 stages, 3 corrections", stages=2, corrections=3),
-  *(
-    _FASHION(
-      f"{k} stages, {k - 1} sweeps, {k} corrections",
-      stages=k,
-      sweeps=k - 1,
-      corrections=k,
-    )
-    for k in (3, 4)
-  ),
-  *(
-    _FASHION(
-      f"{k} stages, correction off (control)",
-      stages=k,
-      **SOFT,
-      correction="off",
-    )
-    for k in (2, 3, 4)
-  ),
+  *(full for full, _ in _EACH),
+  *(off for _, off in _EACH),
   _FASHION(
-    "4 stages, 1 sweep, 2 corrections", stages=4, sweeps=1, corrections=2
+    "3 stages, 2 sweeps, 3 corrections, networks not trained",
+    **_steps(3, 2, 3),
+    rate=0.0,
   ),
-  *(
-    _FASHION(f"{k} stages, 1 correction, soft", stages=k, **SOFT)
-    for k in (4, 2)
+  _FASHION("4 stages, 3 sweeps, 2 corrections", **_steps(4, 3, 2)),
+  *_pair("4 stages, 1 correction, soft", **_steps(4, 0, 1), **SOFT),
+  *_pair("2 stages, 1 correction, soft", **_steps(2, 0, 1), **SOFT),
+  *_pair(
+    "4 stages, 1 correction, soft, every 2nd step serial",
+    **_steps(4, 0, 1),
+    **SOFT,
+    serial_every=2,
   ),
 ]

@@ -6,7 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import build, build_layers, layers_table, suites, workdir
+from experiments import (
+  build,
+  build_layers,
+  compare,
+  layers_table,
+  suites,
+  workdir,
+)
 from mhil import config as config_lib
 from mhil import losses, plots, prepare, sharding, trainer, validation
 from tests import test_abreast, tiny
@@ -146,7 +153,33 @@ def test_a_run_without_guesses_has_no_line():
 def test_suites_have_their_controls(suite):
   rows = suites.SUITES[suite]
   assert rows[0].overrides["objective.name"] == "end_to_end"
-  off = [
-    r for r in rows if r.overrides.get("layer_parallel.correction") == "off"
-  ]
+  field = "layer_parallel.correction"
+  off = [row for row in rows if row.overrides.get(field) == "off"]
   assert off and all("control" in row.label for row in off)
+  # Each is a row of the suite but for the correction.
+  others = [row for row in rows if row not in off]
+  for control in off:
+    rest = {k: v for k, v in control.overrides.items() if k != field}
+    assert [r for r in others if dict(r.overrides) == rest]
+
+
+def test_each_number_of_stages_has_back_propagations_step_and_its_control():
+  rows = suites.SUITES["layer_parallel_fashion"]
+  fields = ("stages", "sweeps", "corrections", "correction")
+  found = [
+    [row.overrides.get(f"layer_parallel.{name}", "full") for name in fields]
+    for row in rows
+  ]
+  for k in 2, 3, 4:
+    assert [k, k - 1, k, "full"] in found and [k, k - 1, k, "off"] in found
+
+
+def test_a_small_resnet_falls_into_all_stages_that_are_compared():
+  data = tiny.dataset(10, shape=(28, 28, 1))
+  for k in 2, 3, 4:
+    row = compare.configure(
+      suites.Row("", "layer_parallel_fashion", {"layer_parallel.stages": k}), 0
+    )
+    branch = build.make_branch(row.network, data, 11)
+    facts = build_layers.make(row.layer_parallel, branch, data).facts
+    assert len(facts["stages"]) == k and facts["aux_share"] <= 0.1
