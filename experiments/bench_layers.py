@@ -1,258 +1,188 @@
 """Suite `layers`: how much sooner a layer-parallel step ends.
 
-With data Td, forwards and backwards Tf and Tb, the networks that guess t_f and
-t_b, and corrections t_psi, K balanced stages are to be faster by
+A step goes in phases (`coupling.timetable`), each as long as its longest
+program, so with data Td a step of K stages should be faster by
 
-  rho(K) = (Td + Tf + Tb) / (Td + t_psi + t_f + t_b + (Tf + Tb) / K)
+  rho(K) = serial step / (Td + sum over phases of the longest program)
 
-(a) two stages on two devices, each part measured; (b) up to 16 stages, the
-longest way through a step counted in the compiled programs.
+which for one correction and equal stages is the bound of the paper. (a) Two
+stages on two devices: each program timed alone, then the step. (b) Up to 16
+stages, the same sum in FLOPs of the compiled programs.
 """
 
 import functools
-import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from experiments import measure
-from mhil import (
-  abreast,
-  auxnet,
-  chain,
-  coupling,
-  data,
-  guessing,
-  layer_parallel,
-  losses,
-  networks,
-  objectives,
-  optimizers,
-  prepare,
-  sharding,
-  staged,
-  streams,
-)
-from mhil import run as run_lib
-from mhil.recipe import Recipe
+from experiments import bench_stages, layer_steps, measure
+from experiments.layer_steps import METHODS, SETUP, Parallel, Pieces, Setup
+from mhil import abreast, objectives
 
-SHAPE = 16, 16, 2
-HIDDEN = 512
-BATCH = 256
-METHOD = coupling.Method(beta=0.01, eta=100.0)
+REPETITIONS = 21
+# How far a measured step may be from the model: the design asks for it.
+LIMIT = 0.15
+DEEP = Setup(layers=16)
 
 
-def branch_of(layers: int) -> networks.Branch:
-  """A stack of equal dense layers, so that stages come out equal."""
-  return networks.mlp(math.prod(SHAPE), 11, (HIDDEN,) * layers, norm="layer")
-
-
-def objective_of(
-  branch: networks.Branch, stages: int, method: coupling.Method = METHOD
-) -> tuple[objectives.Objective, chain.Chain, guessing.Guesser]:
-  """Layer-parallel training with networks of at most a tenth of the cost."""
-  cut = chain.chain(branch, SHAPE, stages)
-  guesser = guessing.by_network(auxnet.auxnet(cut), cut)
-  objective = layer_parallel.layer_parallel(cut, guesser, method)
-  spread = functools.partial(
-    abreast.spread, chain=cut, guesser=guesser, method=method
-  )
-  return objective._replace(spread=spread), cut, guesser
-
-
-def build(objective: objectives.Objective, stages: int) -> run_lib.Run:
-  """A run over noise in ten classes, one head."""
-  rng = np.random.default_rng(0)
-  images = rng.integers(0, 256, (4 * BATCH, *SHAPE), dtype=np.uint8)
-  labels = np.arange(len(images), dtype=np.int32) % 10
-  dataset = data.Dataset(
-    *("noise", images, labels, images[:10], labels[:10], 10),
-    *(255.0, (0.5,) * SHAPE[2], (0.5,) * SHAPE[2], 0, False),
-  )
-  return prepare.build(
-    sharding.make_mesh(stage=stages),
-    streams.class_incremental(10, increment=10, order_seed=None),
-    dataset,
-    objective,
-    losses.dce("none"),
-    Recipe(batch=BATCH, optimizer=optimizers.sgd(), epochs=100),
-    seed=0,
-  )
-
-
-def two_devices(layers: int = 12, repetitions: int = 41) -> measure.Table:
+def two_devices(
+  label: str, setup: Setup = SETUP, repetitions: int = REPETITIONS
+) -> measure.Table:
   """(a) Serial and parallel steps in turn, and the parts of the model."""
-  branch = branch_of(layers)
-  objective, cut, guesser = objective_of(branch, 2)
-  serial = build(objectives.end_to_end(branch), 1)
-  parallel = build(objective, 2)
-  calls: dict[str, Callable[[], None]] = {
-    "serial step": measure.Stepper(serial, 0),
-    "parallel step": measure.Stepper(parallel, 0),
-    **parts(serial, cut, guesser),
-  }
-  walls, _ = measure.turns(list(calls.values()), repetitions)
-  rows = [
-    {"what": what, "ms": statistics.median(each), "walls": each}
-    for what, each in zip(calls, walls, strict=True)
-  ]
-  columns = {"what": "what", "ms": "ms"}
-  note = (
-    f"{layers} dense layers of {HIDDEN}, batch {BATCH}, SGD; two stages of "
-    f"{cut.costs[0]:,} and {cut.costs[1]:,} multiply-adds a sample, the "
-    f"network that guesses {guesser.costs[0]:,}; one thread a device. Medians "
-    f"of {repetitions} repetitions taken in turn."
+  made = layer_steps.parallel(setup, METHODS[label](2), 2)
+  serial = layer_steps.build(
+    objectives.end_to_end(layer_steps.branch_of(setup)), setup
   )
-  reading = _read_two(rows, parallel, cut)
-  return measure.Table("Two devices", note, columns, rows, reading)
-
-
-def parts(
-  run: run_lib.Run, cut: chain.Chain, guesser: guessing.Guesser
-) -> dict[str, Callable[[], None]]:
-  """What the model asks for, each as a program of its own."""
-  objective = layer_parallel.layer_parallel(cut, guesser, METHOD)
-  params, _, _ = jax.jit(objective.init)(jax.random.key(0))
-  state = jnp.ones((BATCH, *cut.shapes[1]))
-  images = jnp.ones((BATCH, *SHAPE))
-  batch = _batch(images)
-  optimizer = optimizers.sgd()
-
-  def learn(params, batch, state):
-    grads = guesser.learn(params, batch, guessing.Guess([state], [None]))
-    updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
-    return jax.tree.map(lambda g, u: g - 0.1 * u, grads, updates)
-
-  stepper = measure.Stepper(run, 0)
-  begin = jax.jit(staged.on_home(run, staged.beginning(run)))
-  given = stepper.given()
-  correct = functools.partial(coupling.correct, multiplier=None, method=METHOD)
-  return {
-    "data, Td": _timed(begin, *given),
-    "guess, t_f": _timed(jax.jit(guesser.states), params, images),
-    "learn to guess, t_f + t_b": _timed(jax.jit(learn), params, batch, state),
-    "correct, t_psi": _timed(jax.jit(correct), state, state, state),
-  }
-
-
-def _batch(images: jax.Array) -> objectives.Batch:
-  zeros = jnp.zeros(BATCH, jnp.int32)
-  return objectives.Batch(images, zeros, zeros, jnp.full(BATCH, 1 / BATCH))
-
-
-def _timed(function: Callable[..., Any], *given: Any) -> Callable[[], None]:
-  return lambda: jax.block_until_ready(function(*given))
-
-
-def _read_two(rows, run, cut) -> list[str]:
-  of = {row["what"]: row["ms"] for row in rows}
-  serial, data_ms = of["serial step"], of["data, Td"]
-  both = serial - data_ms
-  # Learning runs the network forwards again: t_f is in it once more.
-  extra = of["guess, t_f"] + of["learn to guess, t_f + t_b"]
-  extra += of["correct, t_psi"]
-  largest = max(cut.costs) / sum(cut.costs)
-  predicted = serial / (data_ms + extra + both * largest)
-  measured = 1 / measure.ratio(rows[1], rows[0])
-  moved = abreast.exchanged(cut, BATCH)[0]
-  between = sum("stage" in c.axes for c in run.traffic)
-  return [
-    f"The model predicts {predicted:.2f} from the parts, measured is "
-    f"{measured:.2f}: {100 * (measured / predicted - 1):+.0f} %.",
-    f"The programs of the stages hold {between} collectives over `stage` "
-    f"({len(run.traffic)} of any kind); the interface exchanges {moved:,} "
-    "bytes a step.",
+  alone, at_once = Pieces(made, False), Pieces(made, True)
+  whole = [bench_stages.Stretch(serial), bench_stages.Stretch(made.run)]
+  walls, cpus = measure.turns([*whole, alone, at_once], repetitions)
+  rows = [
+    _row(what, [ms / bench_stages.SPAN for ms in each])
+    for what, each in zip(("serial step", "parallel step"), walls)
   ]
+  rows += _pieces(alone, at_once, repetitions)
+  cores = statistics.median(a / b for a, b in zip(cpus[0], walls[0]))
+  return measure.Table(
+    f"Two devices: {label}",
+    _note(setup, made, repetitions),
+    {"what": "what", "ms": "ms"},
+    rows,
+    [*_read(rows, made, alone, at_once, repetitions), _audit(made, alone)]
+    + [f"The serial step is on {cores:.2f} cores."],
+  )
+
+
+def _row(what: str, walls: list[float]) -> dict[str, Any]:
+  return {"what": what, "ms": statistics.median(walls), "walls": walls}
+
+
+def _pieces(alone, at_once, repetitions) -> list[dict[str, Any]]:
+  rows = []
+  for pieces in alone, at_once:
+    steps = pieces.steps[-repetitions:]
+    for what in steps[0]:
+      # Alone, a phase of one program is in the table already.
+      if pieces is at_once and (what == "send" or len(what) == 1):
+        continue
+      times = [sum(step[what]) for step in steps]
+      rows.append(_row(_called(what, len(steps[0][what])), times))
+  return rows
+
+
+def _called(what: Any, times: int) -> str:
+  often = f", {times} times" if times > 1 else ""
+  if what == "send":
+    return f"copies between stages{often}"
+  if isinstance(what[0], str):
+    return f"{what[0]} {what[1]}{often}"
+  return " and ".join(f"{name} {k}" for name, k in what) + f" at once{often}"
+
+
+def _read(rows, made, alone, at_once, repetitions) -> list[str]:
+  count = len(made.cut.stages)
+  steps = zip(alone.steps[-repetitions:], at_once.steps[-repetitions:])
+  models = [layer_steps.modelled(*pair, made.method, count) for pair in steps]
+  serial, step = (row["walls"] for row in rows[:2])
+  # Neighbours in time see the same machine: all are ratios within a turn.
+  lines = [f"A parallel step is {_ratio(serial, step):.2f} times as fast."]
+  named = "programs alone", "copies too", "devices busy at once"
+  for name, each in zip(named, zip(*models)):
+    off = _ratio(each, step) - 1
+    within = "within" if abs(off) <= LIMIT else "NOT within"
+    lines.append(
+      f"By the model, {name}: {_ratio(serial, each):.2f}; measured is off by "
+      f"{100 * off:+.0f} %, {within} {100 * LIMIT:.0f} %."
+    )
+  shared = statistics.median(c / b for _, b, c in models)
+  lines.append(
+    f"At once, a step's programs and copies take {shared:.2f} of the time that "
+    "the longest of each phase take alone: what the devices share."
+  )
+  return lines
+
+
+def _ratio(one: Sequence[float], other: Sequence[float]) -> float:
+  return statistics.median(a / b for a, b in zip(one, other, strict=True))
+
+
+def _audit(made: Parallel, alone: Pieces) -> str:
+  """What stages tell each other, and by which means."""
+  count = len(made.cut.stages)
+  # The first messages are the flights, the first of them to home itself.
+  flights = sum(alone.bytes[1:count])
+  others = sum(alone.bytes[count:])
+  batch = made.run.recipe.batch
+  formula = sum(abreast.exchanged(made.cut, batch, made.method))
+  return (
+    f"Interfaces exchange {others:,} bytes a step, by the formula {formula:,}; "
+    f"images, labels and tables are {flights:,} more. Each program is compiled "
+    "for its stage's devices alone, so it holds no collective over `stage` by "
+    f"construction; of any kind there are {len(made.run.traffic)}."
+  )
+
+
+def _note(setup: Setup, made: Parallel, repetitions: int) -> str:
+  costs = " and ".join(f"{cost:,}" for cost in made.cut.costs)
+  return (
+    f"{setup.layers} dense layers of {setup.hidden}, batch {setup.batch}, SGD; "
+    f"two stages of {costs} multiply-adds a sample, the network that guesses "
+    f"{made.guesser.costs[0]:,}; each device asked to keep to a core. Medians "
+    f"of {repetitions} turns; steps in stretches of {bench_stages.SPAN}, "
+    "programs and copies one by one in a step that waits for each."
+  )
 
 
 def many_stages(
-  counts: Sequence[int] = (1, 2, 4, 8, 16), layers: int = 16
+  counts: Sequence[int] = (2, 4, 8, 16), setup: Setup = DEEP
 ) -> measure.Table:
   """(b) The longest way through a step, in FLOPs of the compiled programs."""
-  branch = branch_of(layers)
+  serial = layer_steps.flops(
+    layer_steps.build(
+      objectives.end_to_end(layer_steps.branch_of(setup)), setup
+    ).step
+  )
   rows: list[dict[str, Any]] = []
-  for k in counts:
-    longest, aux = _counted(branch, k)
-    rows.append({"stages": k, "longest": longest, "aux": aux})
-    rows[-1]["rho"] = rows[0]["longest"] / longest
-    ideal = (rows[0]["longest"] / k + aux) if k > 1 else longest
-    rows[-1]["model"] = rows[0]["longest"] / ideal
-  columns = {
-    "stages": "stages",
-    "longest": "MFLOP, longest stage",
-    "aux": "of it, guess, learn, correct",
-    "rho": "sooner, counted",
-    "model": "by the model, equal stages",
-  }
-  for row in rows:
-    row["longest"], row["aux"] = row["longest"] / 1e6, row["aux"] / 1e6
+  for label, method_of in METHODS.items():
+    for k in counts:
+      # All on one device: what programs do is no matter of where.
+      here = [jax.devices()[0]] * k
+      made = layer_steps.parallel(setup, method_of(k), k, here)
+      longest = layer_steps.way(made)
+      counted = made.run.objective.facts["counted_speedup"]
+      row = {"what": label, "stages": k, "longest": longest / 1e6}
+      rows.append(row | {"rho": serial / longest, "counted": counted})
   note = (
-    f"{layers} dense layers of {HIDDEN}, batch {BATCH}; one correction; FLOPs "
-    "by XLA's cost analysis of the compiled programs of each stage. Networks "
-    "that guess have a tenth of the branch's multiply-adds in all. Data and "
-    "exchange are left out."
+    f"{setup.layers} dense layers of {setup.hidden}, batch {setup.batch}. "
+    "FLOPs of compiled programs, by XLA's count; of the serial step "
+    f"{serial / 1e6:,.0f} million. The way is the data and, phase after phase, "
+    "the stage with the most to do. Networks that guess have a tenth of the "
+    "branch's multiply-adds in all. Exchange is left out."
   )
-  best = max(rows, key=lambda row: row["rho"])
-  reading = [
-    f"{best['stages']} stages end a step {best['rho']:.1f} times sooner by "
-    "this count."
+  columns = {
+    "what": "method",
+    "stages": "stages",
+    "longest": "MFLOP on the longest way",
+    "rho": "sooner, by FLOPs",
+    "counted": "sooner, by multiply-adds",
+  }
+  return measure.Table("More stages", note, columns, rows, _best(rows))
+
+
+def _best(rows: list[dict[str, Any]]) -> list[str]:
+  best = [
+    max((row for row in rows if row["what"] == label), key=lambda r: r["rho"])
+    for label in METHODS
   ]
-  return measure.Table("More stages", note, columns, rows, reading)
+  return [
+    f"{row['what']}: {row['rho']:.2f} times sooner at best, in {row['stages']} "
+    "stages."
+    for row in best
+  ]
 
 
-def _counted(branch: networks.Branch, k: int) -> tuple[float, float]:
-  """FLOPs of the stage that takes longest, with its network; of that alone."""
-  _, cut, guesser = objective_of(branch, k)
-  objective = layer_parallel.layer_parallel(cut, guesser, METHOD)
-  params, stats, _ = jax.jit(objective.init)(jax.random.key(0))
-  states = [jnp.ones((BATCH, *shape)) for shape in cut.shapes]
-  batch = _batch(states[0])
-  totals = []
-  # Stages between the second and the last are like the second.
-  for i in sorted({0, min(1, k - 1), k - 1}):
-    last = i == k - 1
-    target = None if last else (states[i + 1], None)
-    run = functools.partial(_stage, cut, i)
-    cost = flops(run, params, stats, states[i], target, batch)
-    beside = 0.0
-    if i:
-      one = guesser.at(i)  # type: ignore[misc]
-      beside = flops(one.states, params, states[0])
-      beside += flops(_learn(one), params, batch, states[i])
-      correct = functools.partial(
-        coupling.correct, multiplier=None, method=METHOD
-      )
-      beside += flops(correct, states[i], states[i], states[i])
-    totals.append((cost + beside, beside))
-  return max(totals)
-
-
-def _stage(cut, k, params, stats, state, target, batch):
-  params, stats = ({n: t[n] for n in cut.stages[k]} for t in (params, stats))
-
-  def criterion(logits):
-    return -jax.nn.log_softmax(logits)[:, 0]
-
-  out = coupling.stage(
-    cut, k, params, stats, state, target, METHOD, batch, criterion
-  )
-  return out.value, out.grads, out.adjoint, out.stats
-
-
-def _learn(guesser):
-  return lambda params, batch, state: guesser.learn(
-    params, batch, guessing.Guess([state], [None])
-  )
-
-
-def flops(function: Callable[..., Any], *given: Any) -> float:
-  """Operations of a compiled program, by XLA's count."""
-  counted: Any = jax.jit(function).lower(*given).compile().cost_analysis()
-  return counted["flops"]
-
-
-SUITE = measure.Suite(2, (two_devices, many_stages))
+SUITE = measure.Suite(
+  2,
+  (*(functools.partial(two_devices, label) for label in METHODS), many_stages),
+)

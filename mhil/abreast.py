@@ -22,7 +22,7 @@ sample. See `stages` for what a run with stages has to offer.
 
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,27 +34,16 @@ from mhil import (
   heads,
   inputs,
   phases,
-  programs,
   sharding,
   stage_programs,
+  stage_steps,
   stages,
 )
 from mhil import run as run_lib
 from mhil.bank import Bank
 from mhil.chain import Chain
 from mhil.guessing import Guesser
-
-
-class Banks(NamedTuple):
-  """The state of all stages.
-
-  Attributes:
-    trunks: pieces of each stage.
-    nets: the network that guesses, of each stage but the first.
-  """
-
-  trunks: tuple[Bank, ...]
-  nets: tuple[Bank, ...]
+from mhil.stage_steps import Banks
 
 
 def spread(
@@ -191,35 +180,26 @@ def _with_step(run, meshes, chain, guesser, method) -> run_lib.Run:
   made = stage_programs.programs(run, meshes, chain, guesser, method)
   compiled: dict[Any, Any] = {}
 
-  def compiling_call(name, *given):
-    if name not in compiled:
+  def work(jobs):
+    return {name: compiled[name](*given) for name, given in jobs.items()}
+
+  def compiling_work(jobs):
+    for name in [name for name in jobs if name not in compiled]:
       function, donated = made[name]
-      lowered = jax.jit(function, donate_argnums=donated).lower(*given)
+      lowered = jax.jit(function, donate_argnums=donated).lower(*jobs[name])
       compiled[name] = lowered.compile()
-    return compiled[name](*given)
-
-  def call(name, *given):
-    return compiled[name](*given)
-
-  def step_by(call):
-    def step(state, epoch, task, samples):
-      memory, flight = call(
-        ("begin", 0), state.step, state.memory, epoch, task, samples
-      )
-      flights = [stages.send(flight, here) for here in meshes]
-      banks = _take(call, state.bank, flights, meshes, method)
-      return programs.State(state.step + 1, banks, memory)
-
-    return step
+    return work(jobs)
 
   state, feed = run_lib.start(run), phases.open_phase(run, run.phases[0])
   given = inputs.batches(run, feed, 0), feed.task, _concrete(run)
   before = compiling.count()
-  jax.block_until_ready(step_by(compiling_call)(state, *given))
+  first = stage_steps.step(compiling_work, meshes, method)
+  jax.block_until_ready(first(state, *given))
+  names = stage_steps.names(method, len(meshes))
   return run._replace(
-    step=step_by(call),
+    step=stage_steps.step(work, meshes, method),
     compiles=(compiling.count() - before, 0),
-    programs=tuple(compiled.values()),
+    programs=tuple(compiled[name] for name in names),
     traffic=[
       c
       for (_, k), program in compiled.items()
@@ -238,63 +218,3 @@ def _concrete(run):
     ),
     inputs.shapes(run)[0],
   )
-
-
-class _Held(NamedTuple):
-  """What stages have in a step, by their numbers."""
-
-  trunks: list[Any]
-  nets: list[Any]
-  flights: list[Any]
-  states: list[Any]
-  multipliers: list[Any]
-  pulls: list[Any]
-  values: list[Any]
-  adjoints: list[Any]
-  learnt: list[Any]
-
-
-def _take(call, banks, flights, meshes, method) -> Banks:
-  """A step of all stages; `call((program, k), ..)` sends work, waits not."""
-  count = len(meshes)
-  nets, blank = [None, *banks.nets], [[None] * count for _ in range(6)]
-  held = _Held(list(banks.trunks), nets, flights, *blank)
-  for phase in coupling.timetable(method, count):
-    # All from what the phases before left.
-    made = {
-      k: call((name, k), *_given(held, name, k, meshes))
-      for k, name in phase.items()
-    }
-    for k, name in phase.items():
-      _keep(held, name, k, made[k], meshes)
-  return Banks(tuple(held.trunks), tuple(held.nets[1:]))
-
-
-def _given(held, name, k, meshes):
-  """What a stage's program takes; of neighbours, sent to its devices."""
-  if name == "guess":
-    return held.nets[k].params, held.flights[k]
-  if name == "learn":
-    return held.nets[k], held.flights[k], held.states[k], held.learnt[k]
-  if name == "mend":
-    below = stages.send(held.values[k - 1], meshes[k])
-    return held.states[k], held.multipliers[k], held.adjoints[k], below
-  own = held.trunks[k], held.flights[k], held.states[k]
-  if name == "sweep":
-    return own
-  above = held.states[k + 1] if k + 1 < len(meshes) else None
-  return *own, stages.send(above, meshes[k]), held.pulls[k]
-
-
-def _keep(held, name, k, made, meshes):
-  if name == "guess":
-    held.states[k], held.multipliers[k] = made
-    held.pulls[k - 1] = stages.send(made[1], meshes[k - 1])
-  elif name == "learn":
-    held.nets[k] = made
-  elif name == "mend":
-    held.states[k], held.learnt[k] = made
-  elif name == "sweep":
-    held.states[k + 1] = stages.send(made, meshes[k + 1])
-  else:
-    held.trunks[k], held.values[k], held.adjoints[k] = made

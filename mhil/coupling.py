@@ -4,7 +4,7 @@ The equations stand in `layer_parallel`. Everything here is of one stage, or of
 one interface, and knows no other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -125,18 +125,17 @@ def timetable(method: Method, stages: int) -> list[dict[int, str]]:
 
 
 def longest(
-  costs: Mapping[str, Sequence[int | float]], method: Method
+  cost: Callable[[str, int], int | float], method: Method, stages: int
 ) -> float:
   """What a step takes: of each phase its longest program, in sequence.
 
   Args:
-    costs: of each program of `timetable`, at each stage.
+    cost: of a program of `timetable` at a stage.
     method: whose timetable.
+    stages: how many.
   """
-  phases = timetable(method, len(costs["run"]))
-  return float(
-    sum(max(costs[name][k] for k, name in p.items()) for p in phases)
-  )
+  phases = timetable(method, stages)
+  return float(sum(max(cost(n, k) for k, n in p.items()) for p in phases))
 
 
 def stage(

@@ -164,17 +164,15 @@ def counted_speedup(
     method: whose passes, and how often a step is serial.
   """
   beside = [0, *aux] if aux else [0] * len(stages)
-  longest = coupling.longest(
-    {
-      "guess": beside,
-      "sweep": stages,
-      "look": [(2 if k else 1) * cost for k, cost in enumerate(stages)],
-      "run": [3 * cost for cost in stages],
-      "mend": [0] * len(stages),
-      "learn": [3 * cost for cost in beside],
-    },
-    method,
-  )
+  table = {
+    "guess": beside,
+    "sweep": stages,
+    "look": [(2 if k else 1) * cost for k, cost in enumerate(stages)],
+    "run": [3 * cost for cost in stages],
+    "mend": [0] * len(stages),
+    "learn": [3 * cost for cost in beside],
+  }
+  longest = coupling.longest(lambda n, k: table[n][k], method, len(stages))
   before = 0 if aux else sum(stages[:-1])
   whole = 3 * sum(stages)
   step = before + longest

@@ -62,9 +62,8 @@ def send(tree: Tree, mesh: Mesh) -> Tree:
 
   The copy survives when the original is donated.
   """
-  return jax.tree.map(
-    lambda x: jax.device_put(x, NamedSharding(mesh, x.sharding.spec)), tree
-  )
+  where = jax.tree.map(lambda x: NamedSharding(mesh, x.sharding.spec), tree)
+  return jax.device_put(tree, where)
 
 
 def take(tree: Tree, names: Sequence[str]) -> Tree:

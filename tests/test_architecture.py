@@ -61,7 +61,7 @@ ENGINE = {
 LAW = {
   "__init__": {"version"},
   "abreast": ENGINE
-  | {"chain", "coupling", "guessing", "stage_programs", "stages"},
+  | {"chain", "coupling", "guessing", "stage_programs", "stage_steps"},
   "assembly": ENGINE,
   "augment": set(),
   "auxnet": {"chain", "layers", "networks", "pieces"},
@@ -130,6 +130,7 @@ LAW = {
   "stages": {"bank"},
   "stage_programs": ENGINE
   | {"chain", "coupling", "guessing", "manual", "staged"},
+  "stage_steps": ENGINE | {"coupling"},
   "streams": {"sharding"},
   "subnets": PAPER | {"cutting", "partitions"},
   "trainer": ENGINE,
