@@ -5,6 +5,7 @@ and learn beside the stage that it feeds:
 
   dense: image -> f -> .. -> state            (f units, ReLU)
   conv:  image -> conv, stride to the interface's size -> conv -> 1x1 -> state
+         (means over windows where that size does not divide the image's)
 
 The width `f` is the largest whose multiply-adds fit the share of the branch's
 own that it is given. With multipliers, the last layer has twice the outputs:
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from mhil import layers, networks, pieces
+from mhil import auxiliary, layers, networks, pieces
 from mhil.chain import Chain, Shape
 from mhil.layers import Numerics
 
@@ -73,7 +74,7 @@ class _Net(nnx.Module):
       ]
       make: Any = layers.Dense
     else:
-      stride = shape[0] // state[0]
+      stride = max(1, min(a // b for a, b in zip(shape[:2], state[:2])))
       sizes = [shape[2], *[width] * depth]
       hidden = [
         layers.ConvLayer(
@@ -98,6 +99,8 @@ class _Net(nnx.Module):
     """Maps images to `[heads, b, ...]`."""
     for layer in self.hidden:
       x = layer(x, train)
+      if len(self.state) > 1:
+        x = auxiliary.mean_pool(x, (self.state[0], self.state[1]))
     return jnp.stack([out(x) for out in self.out])
 
 
@@ -117,7 +120,7 @@ def auxnet(
   """
   image, states = chain.shapes[0], chain.shapes[1:]
   names = tuple(f"aux{k}" for k in range(1, len(states) + 1))
-  room = cost * sum(chain.costs) / max(len(states), 1)
+  each = sum(chain.costs) / max(len(states), 1)
   heads = 2 if multipliers else 1
 
   def make(state: Shape, width: int) -> pieces.Maker:
@@ -130,7 +133,7 @@ def auxnet(
     run = lambda p, x: one.run("aux", p, {}, x, False)[0]  # noqa: E731
     return networks.multiply_adds(run, params, x)
 
-  widths = tuple(_widest(partial(price, state), room, cost) for state in states)
+  widths = tuple(_widest(partial(price, state), each, cost) for state in states)
   nets = pieces.build(
     {n: make(s, w) for n, s, w in zip(names, states, widths, strict=True)}
   )
@@ -148,9 +151,9 @@ def auxnet(
   return AuxNet(names, costs, widths, init, run)
 
 
-def _widest(price: Callable[[int], int], room: float, cost: float) -> int:
-  """The largest width within `room` multiply-adds, found by halving."""
-  low, high = 0, WIDEST
+def _widest(price: Callable[[int], int], each: float, cost: float) -> int:
+  """The largest width within the share `cost` of `each`, found by halving."""
+  low, high, room = 0, WIDEST, cost * each
   while high - low > 1:
     middle = (low + high) // 2
     low, high = (middle, high) if price(middle) <= room else (low, middle)
@@ -158,6 +161,6 @@ def _widest(price: Callable[[int], int], room: float, cost: float) -> int:
     raise ValueError(
       f"layer_parallel.cost={cost} leaves {room:.0f} multiply-adds to each "
       f"auxiliary network, which needs {price(1)} for one hidden unit; use "
-      f"layer_parallel.cost={math.ceil(1e4 * cost * price(1) / room) / 1e4}"
+      f"layer_parallel.cost={math.ceil(1e4 * price(1) / each) / 1e4}"
     )
   return low

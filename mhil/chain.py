@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mhil import cuts as cuts_lib
 from mhil import networks
 
 Tree = Any
@@ -67,8 +68,10 @@ def chain(
       f"to {last}, the pieces of {branch.name}: {', '.join(names)}; use for "
       f"instance layer_parallel.cuts=({last},)"
     )
-  costs, shapes = _pieces(branch, tuple(shape))
-  begins = [0, *(cuts or balance(costs, stages))]
+  singly = tuple((name,) for name in names[:-1])
+  shapes = cuts_lib.interfaces(branch, shape, singly)
+  costs = _costs(branch, shapes)
+  begins = [0, *(cuts or cuts_lib.balance(costs, stages))]
   bounds = list(itertools.pairwise([*begins, len(names)]))
   parts = tuple(names[a:b] for a, b in bounds)
   return Chain(
@@ -80,26 +83,6 @@ def chain(
   )
 
 
-def balance(costs: Sequence[int], stages: int) -> tuple[int, ...]:
-  """Where to cut a row of costs so that the dearest part is the cheapest.
-
-  Returns:
-    The `stages - 1` first indices of all parts but the first; of equally good
-    cuts the earliest.
-  """
-  best: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {
-    (i, 1): (sum(costs[:i]), ()) for i in range(1, len(costs) + 1)
-  }
-  for parts in range(2, stages + 1):
-    for i in range(parts, len(costs) + 1):
-      best[i, parts] = min(
-        (max(dearest, sum(costs[a:i])), (*cuts, a))
-        for a in range(parts - 1, i)
-        for dearest, cuts in [best[a, parts - 1]]
-      )
-  return best[len(costs), stages][1]
-
-
 def _run(branch, parts, k, params, stats, x, train):
   new = {}
   for name in parts[k]:
@@ -107,18 +90,19 @@ def _run(branch, parts, k, params, stats, x, train):
   return x, new
 
 
-def _pieces(branch, shape) -> tuple[list[int], list[Shape]]:
-  """Multiply-adds of each piece, and the shape of what it takes."""
+def _costs(branch, shapes) -> list[int]:
+  """Multiply-adds of each piece, of which one sample has that shape."""
   params, stats = jax.eval_shape(branch.init, jax.random.key(0))
-  x: Any = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-  costs, shapes = [], []
-  for name in branch.pieces:
 
-    def run(params, stats, x, name=name):
-      return branch.piece(name, params, stats, x, False)[0]
+  def run(name, *given):
+    return branch.piece(name, *given, False)[0]
 
-    given = params[name], stats[name], x
-    shapes.append(x.shape[1:])
-    costs.append(networks.multiply_adds(run, *given))
-    x = jax.eval_shape(run, *given)
-  return costs, shapes
+  return [
+    networks.multiply_adds(
+      partial(run, name),
+      params[name],
+      stats[name],
+      jax.ShapeDtypeStruct((1, *shape), jnp.float32),
+    )
+    for name, shape in zip(branch.pieces, shapes)
+  ]

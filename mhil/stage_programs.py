@@ -63,9 +63,8 @@ def _guess(run, guesser, shape, here):
       return part[0], (guess.states[0], guess.multipliers[0])
 
     blank = _blank(params, flight, shape)
-    return _visit(run, (params, (blank, blank if has else None)), flight, one)[
-      1
-    ]
+    given = params, (blank, blank if has else None)
+    return _visit(run, given, flight, one)[1]
 
   return jax.shard_map(
     local, mesh=here, in_specs=(_ROWS, _FLIGHT), out_specs=_SAMPLES
@@ -170,19 +169,7 @@ def _learn(run, guesser, here):
 
 
 def _update(run, bank, flight, step):
-  return heads.update(
-    bank,
-    flight.task,
-    flight.prior[:, 0],
-    flight.batch,
-    flight.step,
-    jax.random.wrap_key_data(flight.key),
-    objective=objectives.Stage((), step, {}, True),
-    loss=run.loss,
-    optimizer=run.recipe.optimizer,
-    rate=run_lib.rate_of(run.recipe),
-    train_heads=run.recipe.train_heads,
-  )
+  return staged.work(run, objectives.Stage((), step, {}, True), bank, flight)
 
 
 def _visit(run, bank, flight, function):

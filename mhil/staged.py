@@ -169,7 +169,7 @@ def _first(run, stage):
 
   def local(bank, step, memory, epoch, task, samples):
     memory, flight = begin(step, memory, epoch, task, samples)
-    bank = _work(run, stage, bank, flight)
+    bank = work(run, stage, bank, flight)
     return bank, memory, flight
 
   return on_home(run, local, (SPEC.bank,))
@@ -177,12 +177,18 @@ def _first(run, stage):
 
 def _later(run, stage, here):
   def local(part):
-    return part._replace(bank=_work(run, stage, part.bank, part.flight))
+    return part._replace(bank=work(run, stage, part.bank, part.flight))
 
   return jax.shard_map(local, mesh=here, in_specs=(SPEC,), out_specs=SPEC)
 
 
-def _work(run, stage, bank, flight):
+def work(
+  run: run_lib.Run,
+  objective: objectives.Objective | objectives.Stage,
+  bank: Bank,
+  flight: Flight,
+) -> Bank:
+  """`heads.update` of one stage, on what it was told; in `shard_map`."""
   return heads.update(
     bank,
     flight.task,
@@ -190,7 +196,7 @@ def _work(run, stage, bank, flight):
     flight.batch,
     flight.step,
     jax.random.wrap_key_data(flight.key),
-    objective=stage,
+    objective=objective,
     loss=run.loss,
     optimizer=run.recipe.optimizer,
     rate=run_lib.rate_of(run.recipe),

@@ -73,9 +73,27 @@ def test_one_stage_has_no_network():
   assert aux.names == () and aux.init(KEY) == {}
 
 
-def test_a_cost_for_no_unit_is_refused():
-  words = r"layer_parallel.cost=0.001 leaves \d+ multiply-adds to each.*; use"
+@pytest.mark.parametrize("image", [(28, 28, 1), (28, 20, 1), (14, 30, 3)])
+@pytest.mark.parametrize("cuts", [(1,), (2,), (3,), (1, 2, 3)])
+def test_interfaces_that_do_not_divide_the_image(image, cuts):
+  branch = networks.convnet(image, 11, (4, 4, 8))
+  cut = chain.chain(branch, image, cuts=cuts)
+  aux = auxnet.auxnet(cut, 0.9)
+  images = jnp.ones((2, *image))
+
+  @jax.jit
+  def run(key, images):
+    params = aux.init(key)
+    return [aux.run(name, params[name], images)[0] for name in aux.names]
+
+  found = run(KEY, images)
+  assert [x.shape[1:] for x in found] == list(cut.shapes[1:])
+
+
+@pytest.mark.parametrize("cost", [0.001, 0.0])
+def test_a_cost_for_no_unit_is_refused(cost):
+  words = rf"layer_parallel.cost={cost} leaves \d+ multiply-adds to each.*; use"
   with pytest.raises(ValueError, match=words) as caught:
-    auxnet.auxnet(MLP, 0.001)
+    auxnet.auxnet(MLP, cost)
   enough = float(str(caught.value).rsplit("=", 1)[1])
   assert min(auxnet.auxnet(MLP, enough).widths) >= 1

@@ -20,19 +20,13 @@ def dearest(costs, cuts):
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 4, 6])
-def test_balanced_cuts_are_the_best_of_all(stages):
-  rng = np.random.default_rng(stages)
-  for _ in range(20):
-    costs = rng.integers(1, 30, 6).tolist()
-    cuts = chain.balance(costs, stages)
-    every = itertools.combinations(range(1, 6), stages - 1)
-    assert dearest(costs, cuts) == min(dearest(costs, c) for c in every)
-    assert list(cuts) == sorted(set(cuts))
-
-
-def test_of_equally_good_cuts_the_earliest():
-  assert chain.balance([1, 1, 1, 1], 2) == (2,)
-  assert chain.balance([4, 1, 1], 2) == (1,)
+def test_stages_are_as_equal_as_they_can_be(stages):
+  widths = np.random.default_rng(stages).integers(2, 30, 6).tolist()
+  branch = networks.mlp(4, 3, hidden=widths)
+  cut = chain.chain(branch, (2, 2, 1), stages)
+  every = itertools.combinations(range(1, 7), stages - 1)
+  alone = chain.chain(branch, (2, 2, 1), 7).costs
+  assert max(cut.costs) == min(dearest(alone, cuts) for cuts in every)
 
 
 def test_shapes_and_costs_of_a_resnet():
