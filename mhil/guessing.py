@@ -187,18 +187,17 @@ def _store(side, batch, states, multipliers):
   new = {**side, "step": side["step"] + 1}
   if not side["states"] and not side["multipliers"]:
     return new
-  counted = (batch.weight > 0).astype(jnp.float32)
+  number = _everyones(batch.number)
+  counted = _everyones((batch.weight > 0).astype(jnp.float32))
   size = len([*side["states"], *side["multipliers"]][0])
-  visits = _over_data(jnp.zeros(size).at[batch.number].add(counted))
+  visits = jnp.zeros(size).at[number].add(counted)
   # A sample may be in a batch twice, if a memory drew it.
-  share = counted / jnp.maximum(visits[batch.number], 1)
+  share = counted / jnp.maximum(visits[number], 1)
 
   def put(table, new):
     shape = -1, *(1 for _ in new.shape[1:])
-    change = share.reshape(shape) * (new - table[batch.number])
-    return table + _over_data(
-      jnp.zeros_like(table).at[batch.number].add(change)
-    )
+    change = share.reshape(shape) * (_everyones(new) - table[number])
+    return table.at[number].add(change)
 
   for name, values in ("states", states), ("multipliers", multipliers):
     if side[name]:
@@ -210,6 +209,16 @@ def _store(side, batch, states, multipliers):
 
 def _squares(x, weight):
   return jnp.sum(weight * jnp.sum(x * x, axis=tuple(range(1, x.ndim))))
+
+
+def _everyones(x):
+  """The rows of all workers, on each of them."""
+  if "data" not in manual.varying(x):
+    return x
+  # A sum, as each worker is to know that all have the same.
+  blank = jnp.zeros((lax.axis_size("data"), *x.shape), x.dtype)
+  rows = lax.psum(blank.at[lax.axis_index("data")].set(x), "data")
+  return rows.reshape(-1, *x.shape[1:])
 
 
 def _over_data(x):

@@ -96,15 +96,18 @@ def settle(
 ) -> programs.State:
   """The state with statistics of the network that is tested, if they differ.
 
-  They move as in training, over the first batches of the phase again.
+  They move as in training, over the first batches of the phase again. Each has
+  the rows that the last step drew from the memory: to draw others, a step needs
+  a second copy of it.
   """
   if run.new_stats is None:
     return state
+  memory = run_lib.shown(run, state).memory
   first = feed.phase.steps.start
   stop = min(feed.phase.steps.stop, first + SETTLING)
   bank = run.whole(state.bank)._replace(opt=(), side=())
   for step, given in zip(range(first, stop), inputs.steps(run, feed, first)):
-    now = programs.State(run_lib.scalar(step, run.mesh), bank, state.memory)
+    now = programs.State(run_lib.scalar(step, run.mesh), bank, memory)
     stats = run.new_stats(now, given[0], feed.task, given[1])
     bank = bank._replace(stats=jax.block_until_ready(stats))
   return state._replace(bank=run.with_stats(state.bank, bank.stats))

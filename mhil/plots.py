@@ -123,11 +123,11 @@ def guesses(
       style = {"color": OKABE_ITO[i % 7], "marker": _MARKERS[i % 7], "lw": 1.6}
       axes.plot(range(len(rows)), values, ms=5, label=label, **style)
     axes.set_xticks(_task_ticks(len(rows)))
-    axes.set(xlabel="after task", ylim=(-0.02, 1.02))
+    axes.set(xlabel="after task")
     axes.grid(axis="y", color="0.9", lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-  accuracies.set(ylabel="accuracy within the heads")
+  accuracies.set(ylabel="accuracy within the heads", ylim=(-0.02, 1.02))
   violations.set(ylabel="guess against truth, relative", ylim=(0, None))
   figure.suptitle(title, wrap=True)
   figure.savefig(path)

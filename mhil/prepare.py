@@ -44,6 +44,7 @@ def build(
   transform = transform or transforms.none(dataset.classes)
   check(mesh, stream, dataset, recipe, transform.size)
   check_spread(mesh, objective, transform)
+  check_side(mesh, objective, len(stream.tasks))
   check_parts(mesh, recipe, transform, partition)
   home = stages.meshes(mesh)[0]
   run = Run(
@@ -113,6 +114,33 @@ def check_spread(
     raise ValueError(
       f"memory.place=host does not serve mesh.stage={stage}; use "
       "memory.place=device or mesh.stage=1"
+    )
+
+
+def check_side(
+  mesh: Mesh,
+  objective: objectives.Objective,
+  heads: int,
+  limit: int | None = None,
+) -> None:
+  """Raises ValueError if a device cannot hold what heads keep by sample.
+
+  Args:
+    mesh: over whose `head` axis the heads are dealt.
+    objective: whose side state.
+    heads: of the stream.
+    limit: bytes of a device; None asks it, and where it does not know, passes.
+  """
+  stats = mesh.devices.flat[0].memory_stats() or {}
+  limit = limit or stats.get("bytes_limit")
+  side = jax.eval_shape(objective.init, jax.random.key(0))[2]
+  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(side))
+  size *= -(-heads // mesh.shape["head"])
+  if limit is not None and size > limit:
+    raise ValueError(
+      f"objective.name={objective.name} keeps {size:,} bytes by sample on a "
+      f"device of {limit:,}; use layer_parallel.states=network with "
+      "layer_parallel.multipliers=network, or fewer samples"
     )
 
 

@@ -262,6 +262,12 @@ def _check_layer_parallel(config: config_lib.Config) -> None:
       f"layer_parallel.stages={o.stages} and layer_parallel.cuts={o.cuts} both "
       "say where to cut; use layer_parallel.stages=1 with layer_parallel.cuts"
     )
+  kept = o.method == "lagrangian" and o.states == "sample"
+  if kept and o.multipliers == "network":
+    raise ValueError(
+      "layer_parallel.multipliers=network has no network with "
+      "layer_parallel.states=sample; use layer_parallel.multipliers=sample"
+    )
   # Its normaliser is that of true logits, not of those on guessed states.
   if name == "layer_parallel" and config.loss.name != "dce":
     raise ValueError(

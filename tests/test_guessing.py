@@ -15,6 +15,7 @@ from mhil import (
   layer_parallel,
   networks,
   objectives,
+  sharding,
 )
 
 KEY = jax.random.key(0)
@@ -125,6 +126,32 @@ def test_a_sample_twice_in_a_batch_counts_as_its_mean():
   )
   np.testing.assert_allclose(side["multipliers"][1][2], 0.5)
   np.testing.assert_allclose(side["multipliers"][1][5], 3.0)
+
+
+def test_tables_hear_of_every_workers_samples():
+  """Two workers of two samples each leave what one of four does."""
+  guesser = network("sample", samples=SAMPLES)
+  values = [jnp.arange(32.0).reshape(4, 8)] * 2
+  mended = guessing.Guess(targets(0.0), values)
+  # Sample 2 is at both.
+  batch, side = batch_of(number=(2, 7, 2, 5)), guesser.side()
+  want = guesser.store(side, batch, mended)
+  mesh = sharding.make_mesh(data=2)
+
+  def local(side, batch, mended):
+    return guesser.store(side, batch, mended)
+
+  spread = jax.shard_map(
+    local,
+    mesh=mesh,
+    in_specs=(jax.P(), jax.P("data"), jax.P("data")),
+    out_specs=jax.P(),
+  )
+  placed = sharding.place((batch, mended), mesh, jax.P("data"))
+  found = jax.jit(spread)(sharding.replicated(side, mesh), *placed)
+  jax.tree.map(np.testing.assert_allclose, found, want)
+  mean = np.asarray(values[0])[[0, 2]].mean(0)
+  np.testing.assert_array_equal(want["multipliers"][0][2], mean)
 
 
 def test_states_by_sample_begin_as_the_chain_and_stay_as_mended():

@@ -198,6 +198,35 @@ def test_pyplot_is_never_loaded(tmp_path):
   assert done.returncode == 0
 
 
+def test_guesses_show_their_numbers_and_all_of_them(figures, tmp_path):
+  rows = [
+    {
+      "settled/chain": 0.9 - 0.1 * t,
+      "collected/chain": 0.8 - 0.1 * t,
+      "settled/aux": 0.2,
+      # Two states that point apart are off by up to 2.
+      "settled/violation1": 1.9,
+      "settled/violation2": 0.3 + 0.1 * t,
+    }
+    for t in range(3)
+  ]
+  plots.guesses(rows, tmp_path / "guesses.png", "Guesses")
+  check_picture(tmp_path / "guesses.png")
+  accuracies, violations = figures[0].axes
+  labels = "chain", "chain, statistics as collected", "guess and last stage"
+  names = "settled/chain", "collected/chain", "settled/aux"
+  for axes, pairs in (
+    (accuracies, dict(zip(labels, names))),
+    (violations, {f"interface {k}": f"settled/violation{k}" for k in (1, 2)}),
+  ):
+    drawn = {line.get_label(): [*line.get_ydata()] for line in axes.lines}
+    want = {label: [row[n] for row in rows] for label, n in pairs.items()}
+    assert drawn == want
+  assert accuracies.get_ylim() == (-0.02, 1.02)
+  low, high = violations.get_ylim()
+  assert low == 0 and high > 1.9
+
+
 def test_probes_of_networks_with_few_and_many_modules(figures, tmp_path):
   curves = {"one": [50.0], "five": [20.0, 40.0, 60.0, 70.0, 80.0]}
   plots.probes(curves, tmp_path / "probe.png", "Linear probes")
