@@ -141,6 +141,7 @@ def facts(
     "stage_multiply_adds": list(chain.costs),
     "aux_multiply_adds": list(costs),
     "aux_share": sum(costs) / sum(chain.costs),
+    "method": method._asdict(),
     "counted_speedup": counted_speedup(chain.costs, costs, method),
   }
 
@@ -240,7 +241,7 @@ def _sweep(chain, params, stats, images, states):
 
 
 def _serial(chain, params, stats, batch, criterion, method, guess):
-  """Back-propagation; the guesses are mended from the true states."""
+  """Back-propagation; guesses are mended from the true states and adjoints."""
   x, values, backs = batch.images, [], []
   of_each = partial(coupling.each_of, weight=batch.weight)
   for k, names in enumerate(chain.stages[:-1]):
@@ -255,11 +256,15 @@ def _serial(chain, params, stats, batch, criterion, method, guess):
     grads, below = back(passes[0].adjoint.astype(value.dtype))
     zero = jnp.zeros_like(passes[0].loss)
     passes.insert(0, coupling.Pass(zero, value, grads, below, new))
-  states = [
-    coupling.correct(value, value, of_each(above.adjoint), None, method)
-    for value, above in zip(values, passes[1:])
+  adjoints = [of_each(above.adjoint) for above in passes[1:]]
+  given = zip(values, adjoints, guess.multipliers, strict=True)
+  states = [coupling.correct(x, x, p, u, method) for x, p, u in given]
+  multipliers = [
+    # What they tend to; a control gets no credit by them either.
+    u if u is None or method.correction != "full" else -p / method.beta
+    for p, u in zip(adjoints, guess.multipliers)
   ]
-  return _gather(passes), Guess(states, guess.multipliers)
+  return _gather(passes), Guess(states, multipliers)
 
 
 def _forward(chain, k, stats, params, x):

@@ -382,6 +382,43 @@ def test_a_serial_step_is_back_propagation():
   assert largest(apart) > 1e-3
 
 
+def serial_guess(case, correction="full"):
+  """What a step of back-propagation leaves of random guesses."""
+  method = coupling.Method(beta=30.0, eta=1 / 30, correction=correction)
+  guess = case.guessed()
+  blank = [jnp.full_like(state, 0.1) for state in guess.states]
+  return layer_parallel._serial(
+    case.chain,
+    case.params,
+    case.stats,
+    case.batch,
+    case.criterion,
+    method,
+    guess._replace(multipliers=blank),
+  )
+
+
+def test_a_serial_step_sets_multipliers_to_minus_the_adjoint(case):
+  out, mended = serial_guess(case)
+  assert case.error(out.grads) < LEFT
+  # With them, the true states hold still and teach every stage.
+  true = guessing.Guess(case.consistent().states, mended.multipliers)
+  out, _ = case.step(coupling.Method(beta=30.0, eta=1 / 30), true)
+  assert case.error(out.grads) < LEFT
+  for k, state in enumerate(mended.states):
+    # Corrected by the multiplier that was guessed: eta (p + beta 0.1).
+    moved = true.states[k] - state
+    want = 0.1 - mended.multipliers[k]
+    assert largest(moved - want) < EXACT
+
+
+def test_the_control_gets_no_credit_by_multipliers(case):
+  _, mended = serial_guess(case, "off")
+  for k, state in enumerate(mended.states):
+    assert largest(state - case.consistent().states[k]) < EXACT
+    assert largest(mended.multipliers[k] - 0.1) == 0
+
+
 def test_a_padded_sample_moves_nothing():
   stages = dense(3, "none")
   method = layer_parallel.layer_parallel(
