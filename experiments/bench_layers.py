@@ -35,7 +35,7 @@ def two_devices(
   serial = layer_steps.build(
     objectives.end_to_end(layer_steps.branch_of(setup)), setup
   )
-  alone, at_once = Pieces(made, False), Pieces(made, True)
+  alone, at_once = (Pieces(made.run, made.method, x) for x in (False, True))
   whole = [bench_stages.Stretch(serial), bench_stages.Stretch(made.run)]
   walls, cpus = measure.turns([*whole, alone, at_once], repetitions)
   rows = [

@@ -86,6 +86,13 @@ def parts(config: config_lib.Config) -> Parts:
   return Parts(*lot, partition)
 
 
+def end_to_end(config: config_lib.Config, parts: Parts) -> objectives.Objective:
+  """Back-propagation through the branch of a configuration's parts."""
+  outputs = parts.stream.head_width + 1
+  branch = make_branch(config.network, parts.dataset, outputs)
+  return objectives.end_to_end(frozen.frozen(branch, config.network.reads))
+
+
 def devices(mesh: config_lib.Mesh) -> int:
   """Devices that a mesh asks for."""
   return mesh.data * mesh.head * mesh.stage * mesh.subnet

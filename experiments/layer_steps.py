@@ -55,8 +55,7 @@ def one_correction(count: int) -> coupling.Method:
 
 def as_serial(count: int) -> coupling.Method:
   """Back-propagation in the form of messages."""
-  passes = {"sweeps": count - 1, "corrections": count}
-  return coupling.Method(beta=30.0, eta=1 / 30, **passes)
+  return coupling.Method(30.0, 1 / 30, corrections=count, sweeps=count - 1)
 
 
 METHODS = {
@@ -73,11 +72,13 @@ class Parallel(NamedTuple):
   guesser: guessing.Guesser
   method: coupling.Method
 
-  @property
-  def named(self) -> dict[stage_steps.Name, Any]:
-    """The compiled programs of a step."""
-    names = stage_steps.names(self.method, len(self.cut.stages))
-    return dict(zip(names, self.run.programs, strict=True))
+
+def named(
+  run: run_lib.Run, method: coupling.Method
+) -> dict[stage_steps.Name, Any]:
+  """The compiled programs of a run in stages."""
+  names = stage_steps.names(method, run.grid.shape["stage"])
+  return dict(zip(names, run.programs, strict=True))
 
 
 def branch_of(setup: Setup) -> networks.Branch:
@@ -137,14 +138,16 @@ class Pieces:
     bytes: of each message to another stage, of the last step.
   """
 
-  def __init__(self, made: Parallel, at_once: bool):
+  def __init__(
+    self, run: run_lib.Run, method: coupling.Method, at_once: bool = False
+  ):
     """Programs are sent alone, or all of a phase at once."""
-    meshes = stages.meshes(made.run.grid)
-    self._programs, self._at_once, self._home = made.named, at_once, meshes[0]
+    self._programs, self._at_once = named(run, method), at_once
     self.steps: list[dict[Any, list[float]]] = []
     self.bytes: list[int] = []
-    step = stage_steps.step(self._work, meshes, made.method, self._send)
-    self._stepper = measure.Stepper(made.run._replace(step=step), 0)
+    meshes = stages.meshes(run.grid)
+    step = stage_steps.step(self._work, meshes, method, self._send)
+    self._stepper = measure.Stepper(run._replace(step=step), 0)
 
   def __call__(self) -> None:
     """Takes one step."""
@@ -198,7 +201,8 @@ def modelled(
 
 def way(made: Parallel) -> float:
   """FLOPs from a step's begin to its end, if each stage has a device."""
-  counted = {name: flops(program) for name, program in made.named.items()}
+  programs = named(made.run, made.method)
+  counted = {name: flops(program) for name, program in programs.items()}
   count = len(made.cut.stages)
   cost = lambda name, k: counted[name, k]  # noqa: E731
   return counted["begin", 0] + coupling.longest(cost, made.method, count)

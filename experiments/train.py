@@ -17,8 +17,8 @@ from typing import Any
 
 from absl import flags
 
-from experiments import build, cli, workdir
-from mhil import checkpoint, data, trainer
+from experiments import build, cli, pace, workdir
+from mhil import checkpoint, data, prepare, trainer
 from mhil import config as config_lib
 
 
@@ -87,9 +87,9 @@ def train(
     cli.checking(),
   ):
     # 2. Train and test, task after task.
-    result = trainer.train(
-      *parts,
-      seed=config.seed,
+    run = prepare.build(*parts[:6], config.seed, *parts[6:])
+    result = trainer.fit(
+      run,
       checkpoints=checkpoints,
       resume=resume,
       stop=stop,
@@ -106,6 +106,9 @@ def train(
     "class_order": list(parts.stream.order),
     "data_sha256": fingerprint,
   }
+  if speed := pace.measured(run, build.end_to_end(config, parts)):
+    numbers["speed"] = speed
+    print(pace.line(speed))
   workdir.write(folder, numbers, result.progress, parts.stream.sizes)
   return numbers
 

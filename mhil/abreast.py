@@ -10,9 +10,10 @@ A step, on every stage k with its network that guesses, `aux_k`:
 
 After that a stage rests; all goes by `coupling.timetable`.
 
-Mesh axis: `stage`. Collectives in a program: none over `stage`. Between two
-stages lies one exchange for each correction: a state (and multiplier) down, and
-what a stage made of its own up, each of the interface's size (`exchanged`).
+Mesh axis: `stage`. A program is compiled for the devices of its stage alone, so
+it has no collective over `stage` by construction. Between two stages lies one
+exchange for each correction: a state (and multiplier) down, and what a stage
+made of its own up, each of the interface's size (`exchanged`).
 Every stage also gets the step's images, labels, weights and tables.
 
 The numbers are those of `layer_parallel` on one device. Left out are the

@@ -88,8 +88,9 @@ def split(
         take(bank.stats, names),
         (),
         (),
-        bank.loss,
-        bank.bad_step,
+        # Copies, as each stage gives its own away where two share a device.
+        bank.loss + 0,
+        bank.bad_step + 0,
       ),
       mesh,
     )

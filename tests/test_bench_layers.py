@@ -63,7 +63,8 @@ def test_every_program_and_message_of_a_step_is_in_the_table(label):
   table = two(label)
   names = [row["what"] for row in table.rows]
   assert names[:2] == ["serial step", "parallel step"]
-  for name, k in made(label).named:
+  one = made(label)
+  for name, k in layer_steps.named(one.run, one.method):
     assert any(each.startswith(f"{name} {k}") for each in names)
   assert any(each.startswith("copies between stages") for each in names)
   together = [each for each in names if each.endswith("at once")]
@@ -79,7 +80,7 @@ def test_every_program_and_message_of_a_step_is_in_the_table(label):
 @pytest.mark.parametrize(
   # A state down and one up; or a sweep's, two passes' and one pass's.
   "label, copies",
-  zip(LABELS, (2, 1 + 2 + 1)),
+  list(zip(LABELS, (2, 1 + 2 + 1))),
 )
 def test_bytes_are_counted_and_equal_the_formula(label, copies):
   line = next(x for x in two(label).reading if x.startswith("Interfaces"))
@@ -99,7 +100,9 @@ def test_the_way_is_the_sum_of_phases(monkeypatch):
 def test_programs_of_one_correction_do_the_work_of_a_serial_step():
   branch = layer_steps.branch_of(SETUP)
   serial = layer_steps.build(objectives.end_to_end(branch), SETUP)
-  counted = {n: layer_steps.flops(p) for n, p in made(LABELS[0]).named.items()}
+  one = made(LABELS[0])
+  programs = layer_steps.named(one.run, one.method)
+  counted = {name: layer_steps.flops(p) for name, p in programs.items()}
   work = sum(counted[name, 0] for name in ("begin", "run")) + counted["run", 1]
   # Stage 1 has an adjoint to make, and each stage a loss of its own.
   assert work == pytest.approx(layer_steps.flops(serial.step), rel=0.1)

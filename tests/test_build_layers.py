@@ -11,11 +11,20 @@ from experiments import (
   build_layers,
   compare,
   layers_table,
+  pace,
   suites,
   workdir,
 )
 from mhil import config as config_lib
-from mhil import losses, plots, prepare, sharding, trainer, validation
+from mhil import (
+  losses,
+  networks,
+  objectives,
+  prepare,
+  sharding,
+  trainer,
+  validation,
+)
 from tests import test_abreast, tiny
 
 
@@ -44,6 +53,13 @@ def config(**changes):
     ({"layer_parallel__beta": -1.0}, "layer_parallel.beta=-1.0 is out of"),
     ({"layer_parallel__beta": float("inf")}, "layer_parallel.beta=inf is out"),
     ({"layer_parallel__corrections": 0}, "layer_parallel.corrections=0 is out"),
+    (
+      {
+        "layer_parallel__method": "lagrangian",
+        "layer_parallel__states": "sample",
+      },
+      "multipliers=network has no network with layer_parallel.states=sample",
+    ),
   ],
 )
 def test_configurations_that_cannot_be_meant(changes, words):
@@ -92,6 +108,16 @@ def test_what_is_kept_by_sample_needs_samples_as_stored(fields, named):
   assert make(0, stages=2, cost=0.9, **fields).name == "layer_parallel"
 
 
+def test_tables_that_a_device_cannot_hold_are_refused():
+  learn, mesh = make(stages=2, states="sample"), sharding.make_mesh(head=2)
+  # 120 states of 8 floats, a mark for each; and a count of steps.
+  size = 2 * (120 * (8 * 4 + 1) + 4)
+  prepare.check_side(mesh, learn, 3, size)
+  words = f"keeps {size:,} bytes by sample on a device of {size - 1:,}; use"
+  with pytest.raises(ValueError, match=words):
+    prepare.check_side(mesh, learn, 3, size - 1)
+
+
 def test_the_penalty_has_no_multipliers_to_keep():
   learn = make(2, stages=2, cost=0.9, multipliers="sample")
   _, _, side = jax.eval_shape(learn.init, jax.random.key(0))
@@ -125,7 +151,50 @@ def test_statistics_are_settled_and_weights_are_not_touched():
   assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(first, second))
 
 
-def test_probes_are_those_of_the_test_and_of_the_guesses(tmp_path):
+def test_a_run_of_stages_says_what_was_predicted_and_measured():
+  run = test_abreast.run_of(stage=2, count=2)
+  branch = networks.mlp(4, 3, hidden=(6, 6), norm="batch", axis="data")
+  want = test_abreast.whole(trainer.fit(run), run)
+  speed = pace.measured(run, objectives.end_to_end(branch))
+  assert speed["measured"] == speed["serial_ms"] / speed["step_ms"] > 0
+  assert speed["predicted"] == speed["serial_ms"] / speed["model_ms"] > 0
+  text = pace.line({**speed, "predicted": 1.5, "measured": 1.3})
+  assert text.endswith("predicted from its programs 1.50 x, measured 1.30 x")
+  # The run is what it was.
+  again = test_abreast.whole(trainer.fit(run), run)
+  jax.tree.map(np.testing.assert_array_equal, again, want)
+
+
+def test_one_device_and_end_to_end_training_have_nothing_to_compare():
+  branch = networks.mlp(4, 3, hidden=(6, 6), norm="batch", axis="data")
+  serial = objectives.end_to_end(branch)
+  assert pace.measured(finished()[0], serial) is None
+  assert pace.measured(tiny.build(), serial) is None
+
+
+@functools.cache
+def remembering(place):
+  """A run with a memory, in parts of a branch with batch norm."""
+  learn, _ = test_abreast.objective(2)
+  *parts, _, _, _, memory = tiny.parts(memory=tiny.Memory(place=place))
+  recipe = test_abreast.RECIPE
+  run = prepare.build(*parts, learn, losses.dce(), recipe, 0, memory)
+  return trainer.fit(run)
+
+
+def test_statistics_are_settled_with_rows_on_the_host_too():
+  device, host = (remembering(place) for place in ("device", "host"))
+  banks = [result.state.bank for result in (device, host)]
+  jax.tree.map(np.testing.assert_array_equal, *(b.stats for b in banks))
+  # The control: without a memory they are others.
+  _, other = finished()
+  pairs = zip(
+    jax.tree.leaves(banks[0].stats), jax.tree.leaves(other.state.bank.stats)
+  )
+  assert any(np.abs(a - b).max() > 1e-3 for a, b in pairs)
+
+
+def test_probes_are_those_of_the_test_and_of_the_guesses():
   _, result = finished()
   rows = result.progress.probes
   assert len(rows) == 3
@@ -135,8 +204,6 @@ def test_probes_are_those_of_the_test_and_of_the_guesses(tmp_path):
   # One head is open after the first task: its chain is what was tested.
   accuracy = result.metrics["accuracy_after_task"][0]
   assert rows[0]["settled/chain"] == pytest.approx(accuracy)
-  plots.guesses(rows, tmp_path / "guesses.png", "tiny")
-  assert (tmp_path / "guesses.png").stat().st_size > 5000
   text = layers_table.lines({"row": [result.metrics]})
   assert text[-1].startswith("| row | ")
   assert f"{100 * rows[-1]['settled/chain']:.1f}" in text[-1]
