@@ -1,4 +1,4 @@
-"""CIFAR-10, 200 images a class, a small ResNet whose blocks are dealt to 2.
+"""CIFAR-10, 100 images a class, a small ResNet whose blocks are dealt to 2.
 
   python -m experiments.train --config=configs/subnets_cifar10_resnet.py \\
     --config.data.folder=DIR
@@ -15,7 +15,7 @@ from mhil import config
 def get_config() -> config.Config:
   return config.Config(
     mesh=config.Mesh(subnet=2),
-    data=config.Data(name="tfds:cifar10", limit=200, augment=False),
+    data=config.Data(name="tfds:cifar10", limit=100, augment=False),
     stream=config.Stream(increment=10),
     network=config.Network(
       name="resnet", widths=(8, 8, 16, 16), blocks=(2, 3, 2), norm="batch"

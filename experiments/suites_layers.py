@@ -92,7 +92,8 @@ FASHION = [
   _FASHION("4 stages, 3 sweeps, 2 corrections", **_steps(4, 3, 2)),
   *_pair("4 stages, 1 correction, soft", **_steps(4, 0, 1), **SOFT),
   *_pair("2 stages, 1 correction, soft", **_steps(2, 0, 1), **SOFT),
-  *_pair(
+  # With the correction off this one ends in NaN, so it has no control.
+  _FASHION(
     "4 stages, 1 correction, soft, every 2nd step serial",
     **_steps(4, 0, 1),
     **SOFT,
