@@ -1,4 +1,4 @@
-"""Fashion-MNIST, 1,500 images, ResNet-14 in up to seven modules, one task.
+"""Fashion-MNIST, 1,500 training images, ResNet-14 in up to seven modules.
 
   python -m experiments.train --config=configs/local_fashion.py \\
     --config.data.folder=DIR
@@ -13,7 +13,9 @@ from mhil import config
 
 def get_config() -> config.Config:
   return config.Config(
-    data=config.Data(name="tfds:fashion_mnist", limit=150, augment=False),
+    data=config.Data(
+      name="tfds:fashion_mnist", limit=150, whole_test=True, augment=False
+    ),
     stream=config.Stream(increment=10),
     network=config.Network(name="resnet14", norm="batch"),
     objective=config.Objective(name="local"),

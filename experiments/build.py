@@ -88,9 +88,7 @@ def parts(config: config_lib.Config) -> Parts:
 
 def end_to_end(config: config_lib.Config, parts: Parts) -> objectives.Objective:
   """Back-propagation through the branch of a configuration's parts."""
-  outputs = parts.stream.head_width + 1
-  branch = make_branch(config.network, parts.dataset, outputs)
-  return objectives.end_to_end(frozen.frozen(branch, config.network.reads))
+  return objectives.end_to_end(branch_of(config, parts.dataset, parts.stream))
 
 
 def devices(mesh: config_lib.Mesh) -> int:

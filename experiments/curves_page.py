@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from experiments import measure
 from mhil import comparison, facts
 
 # By a row's label, what was found with each seed.
@@ -49,9 +50,7 @@ def write(out: pathlib.Path, name: str, done: Done) -> None:
     "",
     *about(name, done),
     "",
-    "| " + " | ".join(head) + " |",
-    "|" + " --- |" * len(head),
-    *("| " + " | ".join(cells(k, v)) + " |" for k, v in done.items()),
+    *measure.grid(head, (cells(k, v) for k, v in done.items())),
   ]
   for title, path in figures(out, done).items():
     lines += ["", f"![{title}]({path.name})"]
@@ -106,18 +105,12 @@ def cells(label: str, runs: list[dict[str, Any]]) -> list[str]:
   found = [label, str(len(runs))]
   for key in ("configured", "batch of whole", "batch of 32"):
     values = 100 * np.array([run["tested"].get(key, np.nan) for run in runs])
-    found.append("" if np.isnan(values).any() else spread(values))
+    found.append("" if np.isnan(values).any() else measure.mean_of(values))
   found.append(f"{100 * np.mean([p['coverage'] for p in last]):.0f} %")
   found.append(f"{np.mean([p['bytes'] for p in last]) / 1e6:,.3f}")
   for link in LINKS.values():
     found.append(f"{1e3 * np.mean([seconds(p, link) for p in last]):,.2f}")
   return found
-
-
-def spread(values: np.ndarray) -> str:
-  """Mean and standard deviation."""
-  deviation = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-  return f"{values.mean():.1f}{deviation}"
 
 
 def seconds(point: dict[str, float], link: float) -> float:

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments import measure
+
 
 def lines(done: dict[str, list[dict[str, Any]]]) -> list[str]:
   """The table as Markdown.
@@ -21,10 +23,9 @@ def lines(done: dict[str, list[dict[str, Any]]]) -> list[str]:
     "how much sooner a step would end with a device a stage, by multiply-adds "
     "alone (serial steps of a hybrid counted in).",
     "",
-    "| row | chain | collected | guess and last stage | guesses off | share | "
-    "sooner |",
-    "|" + " --- |" * 7,
   ]
+  head = ["row", "chain", "collected", "guess and last stage", "guesses off"]
+  body = []
   for label, runs in done.items():
     last = [run["probes"][-1] for run in runs if run["probes"][-1]]
     if not last:
@@ -34,15 +35,15 @@ def lines(done: dict[str, list[dict[str, Any]]]) -> list[str]:
     cells = [
       label,
       *(
-        _mean(last, f"{name}")
+        _mean(last, name)
         for name in ("settled/chain", "collected/chain", "settled/aux")
       ),
       ", ".join(_mean(last, name) for name in off),
       f"{100 * facts['aux_share']:.1f} %",
       f"{facts['counted_speedup']:.2f}",
     ]
-    text.append("| " + " | ".join(cells) + " |")
-  return text
+    body.append(cells)
+  return [*text, *measure.grid([*head, "share", "sooner"], body)]
 
 
 def _mean(rows: list[dict[str, float]], name: str) -> str:

@@ -7,7 +7,7 @@ steps taken in turn, so that a busy machine slows all of them alike.
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -186,18 +186,24 @@ def cores() -> int:
 
 def markdown(table: Table) -> str:
   """The table with its note and reading."""
-  lines = [
-    f"## {table.title}",
-    "",
-    table.note,
-    "",
-    "| " + " | ".join(table.columns.values()) + " |",
-    "|" + " --- |" * len(table.columns),
+  cells = [
+    [_cell(key, row[key]) for key in table.columns] for row in table.rows
   ]
-  for row in table.rows:
-    cells = [_cell(key, row[key]) for key in table.columns]
-    lines.append("| " + " | ".join(cells) + " |")
+  lines = [f"## {table.title}", "", table.note, ""]
+  lines += grid(table.columns.values(), cells)
   return "\n".join([*lines, "", *(f"- {line}" for line in table.reading)])
+
+
+def grid(head: Collection[str], body: Iterable[Iterable[str]]) -> list[str]:
+  """Lines of a Markdown table."""
+  titles, *rows = ("| " + " | ".join(cells) + " |" for cells in (head, *body))
+  return [titles, "|" + " --- |" * len(head), *rows]
+
+
+def mean_of(values: np.ndarray) -> str:
+  """Mean over seeds, and standard deviation where there are several."""
+  deviation = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
+  return f"{values.mean():.1f}{deviation}"
 
 
 def _cell(key: str, value: Any) -> str:

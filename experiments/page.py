@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import layers_table, suites
+from experiments import layers_table, measure, suites
 from mhil import comparison, sharding
 
 # By a row's label, the numbers of its runs, seed after seed.
@@ -40,9 +40,7 @@ def write(out: pathlib.Path, suite: str, about: list[str], done: Done) -> None:
     "",
     *about,
     "",
-    "| " + " | ".join(head) + " |",
-    "|" + " --- |" * len(head),
-    *("| " + " | ".join(cells) + " |" for cells in body),
+    *measure.grid(head, body),
     *(_costs(done) if suite in suites.COSTS else []),
     *(layers_table.lines(done) if suite in suites.LAYERS else []),
     *_distances(suites.SUITES[suite], done),
@@ -106,9 +104,7 @@ def _cells(
 ) -> list[str]:
   cells = [label, str(len(runs))]
   for name in COLUMNS:
-    values = 100 * np.array([run[name] for run in runs])
-    deviation = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-    cells.append(f"{values.mean():.1f}{deviation}")
+    cells.append(measure.mean_of(100 * np.array([run[name] for run in runs])))
   seconds = np.mean([_seconds(run) for run in runs])
   moved = [
     sum(c["bytes"] for c in runs[0]["collectives"] if axis in c["axes"])
@@ -135,15 +131,13 @@ def _distances(rows: Sequence[suites.Row], done: Done) -> list[str]:
     f"Points of average incremental accuracy below `{ends['upper']}`, seed by "
     f"seed, and time in that of `{ends['lower']}`.",
     "",
-    "| row | points below | times as long |",
-    "|" + " --- |" * 3,
   ]
+  body = []
   for label, runs in done.items():
     below = 100 * (best[: len(runs)] - of(label, _average)[: len(best)]).mean()
-    lines.append(
-      f"| {label} | {below:.1f} | {of(label, _seconds).mean() / least:.2f} |"
-    )
-  return lines
+    times = of(label, _seconds).mean() / least
+    body.append([label, f"{below:.1f}", f"{times:.2f}"])
+  return [*lines, *measure.grid(["row", "points below", "times as long"], body)]
 
 
 def _average(run: dict[str, Any]) -> float:
@@ -161,9 +155,9 @@ def _costs(done: Done) -> list[str]:
     "Of one head: numbers trained, and those that predict; multiply-adds of a "
     "prediction; temporary memory of the compiled step.",
     "",
-    "| row | trained | predict | 10^6 multiply-adds | temporary MiB |",
-    "|" + " --- |" * 5,
   ]
+  head = ["row", "trained", "predict", "10^6 multiply-adds", "temporary MiB"]
+  body = []
   for label, (run, *_) in done.items():
     used = run["inference"]
     cells = [
@@ -173,5 +167,5 @@ def _costs(done: Done) -> list[str]:
       f"{used['multiply_adds'] / 1e6:.1f}",
       f"{run['step_bytes_per_device']['temporary'] / 2**20:.1f}",
     ]
-    lines.append("| " + " | ".join(cells) + " |")
-  return lines
+    body.append(cells)
+  return [*lines, *measure.grid(head, body)]

@@ -73,7 +73,7 @@ def _steps(k: int, sweeps: int, corrections: int) -> dict[str, Any]:
 # One correction of a guess that is to stay one, beta eta = 1/10.
 SOFT: dict[str, Any] = {"beta": 0.002, "eta": 50.0}
 _EACH = [
-  _pair(f"{k} stages, {k - 1} sweeps, {k} corrections", **_steps(k, k - 1, k))
+  _pair(f"{k} stages as serial as back-propagation", **_steps(k, k - 1, k))
   for k in (2, 3, 4)
 ]
 FASHION = [
@@ -85,7 +85,7 @@ FASHION = [
   *(full for full, _ in _EACH),
   *(off for _, off in _EACH),
   _FASHION(
-    "3 stages, 2 sweeps, 3 corrections, networks not trained",
+    "3 stages as serial, networks not trained",
     **_steps(3, 2, 3),
     rate=0.0,
   ),

@@ -60,6 +60,7 @@ def step(
     method: whose timetable.
     send: moves what one stage made to another's mesh.
   """
+  timetable = coupling.timetable(method, len(meshes))
 
   def take(state, epoch, task, samples):
     given = state.step, state.memory, epoch, task, samples
@@ -68,7 +69,7 @@ def step(
     nets = [None, *state.bank.nets]
     blank = [[None] * len(meshes) for _ in range(6)]
     held = _Held(list(state.bank.trunks), nets, flights, *blank)
-    for phase in coupling.timetable(method, len(meshes)):
+    for phase in timetable:
       made = work(
         {
           (what, k): _given(held, what, k, meshes, send)
