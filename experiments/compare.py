@@ -5,8 +5,9 @@
 
 DIR holds the TFDS set of the suite's configuration, prepared.
 Writes OUT.md, OUT.csv and figures after every run: OUT.png, and OUT_scan.png
-where rows differ in a number that is scanned. A run that is done is not run
-again, so an interrupted comparison goes on where it was.
+where rows differ in a number that is scanned; OUT.html holds all of it. A run
+that is done is not run again, so an interrupted comparison goes on where it
+was.
 """
 
 import datetime
@@ -18,7 +19,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import build, cli, page, suites, train, workdir
+from experiments import build, cli, overview, page, suites, train, workdir
 from mhil import config as config_lib
 from mhil import sharding, validation
 
@@ -67,6 +68,7 @@ def main() -> None:
       about = _about(next(iter(done.values()))[0])
       page.write(out, _SUITE.value, about, done)
       page.draw(out, rows, done)
+      overview.write(out, rows, done)
   print(out.with_suffix(".md").read_text())
 
 

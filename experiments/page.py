@@ -12,6 +12,8 @@ from mhil import comparison, sharding
 
 # By a row's label, the numbers of its runs, seed after seed.
 Done = dict[str, list[dict[str, Any]]]
+Bounds = dict[str, list[float]]
+MEASURE = "average incremental accuracy, %"
 COLUMNS = {
   "average_incremental_accuracy": "average incremental",
   "last_accuracy": "last",
@@ -60,36 +62,59 @@ def draw(
   done: Done,
 ) -> None:
   """Draws the table, and the curves through rows that scan a number."""
+  comparison.rows(columns(done), out.with_suffix(".png"))
+  curves, bounds = scans(rows, done)
+  if curves:
+    scan = out.with_name(f"{out.name}_scan.png")
+    comparison.scans(curves, bounds, scan, MEASURE)
+
+
+def columns(done: Done) -> dict[str, dict[str, list[float]]]:
+  """Values over seeds of what is drawn: by column, then by row."""
+  numbers = {
+    MEASURE: _accuracy,
+    "last accuracy, %": lambda run: 100 * run["last_accuracy"],
+    "seconds a run": _seconds,
+  }
+  return {
+    column: {label: [of(run) for run in runs] for label, runs in done.items()}
+    for column, of in numbers.items()
+  }
+
+
+def scans(
+  rows: Sequence[suites.Row], done: Done
+) -> tuple[dict[str, dict[str, dict[float, list[float]]]], Bounds]:
+  """What rows measure against a number that they differ in.
+
+  Args:
+    rows: of the suite.
+    done: those that there are.
+
+  Returns:
+    Values over seeds `{number: {curve: {place: values}}}`, and those of rows
+    to hold beside them.
+  """
 
   def over_seeds(label):
-    return [100 * _average(run) for run in done[label]]
+    return [_accuracy(run) for run in done[label]]
 
-  measure = "average incremental accuracy, %"
-  columns: dict[str, dict[str, list[float]]] = {measure: {}}
-  columns |= {"last accuracy, %": {}, "seconds a run": {}}
-  for label, runs in done.items():
-    columns[measure][label] = over_seeds(label)
-    last = [100 * run["last_accuracy"] for run in runs]
-    columns["last accuracy, %"][label] = last
-    columns["seconds a run"][label] = [_seconds(run) for run in runs]
-  comparison.rows(columns, out.with_suffix(".png"))
   there = [row for row in rows if row.label in done]
   numbers = dict.fromkeys(number for row in there for number in row.at)
-  if numbers:
-    curves = {
-      number: {
-        curve: {
-          row.at[number]: over_seeds(row.label)
-          for row in there
-          if number in row.at and row.curve == curve
-        }
-        for curve in dict.fromkeys(r.curve for r in there if number in r.at)
+  curves = {
+    number: {
+      curve: {
+        row.at[number]: over_seeds(row.label)
+        for row in there
+        if number in row.at and row.curve == curve
       }
-      for number in numbers
+      for curve in dict.fromkeys(r.curve for r in there if number in r.at)
     }
-    bounds = {row.label: over_seeds(row.label) for row in there if row.bound}
-    scan = out.with_name(f"{out.name}_scan.png")
-    comparison.scans(curves, bounds, scan, measure)
+    for number in numbers
+  }
+  return curves, {
+    row.label: over_seeds(row.label) for row in there if row.bound
+  }
 
 
 def _axes(done: Done) -> list[str]:
@@ -142,6 +167,10 @@ def _distances(rows: Sequence[suites.Row], done: Done) -> list[str]:
 
 def _average(run: dict[str, Any]) -> float:
   return run["average_incremental_accuracy"]
+
+
+def _accuracy(run: dict[str, Any]) -> float:
+  return 100 * _average(run)
 
 
 def _seconds(run: dict[str, Any]) -> float:

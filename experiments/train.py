@@ -4,8 +4,9 @@
   python -m experiments.train --config=configs/NAME.py --config.FIELD=VALUE
   python -m experiments.train --workdir=DIR --resume
 
-The work directory receives config.json, metrics.json, accuracy_matrix.csv,
-accuracy_matrix.png, curves.png, TensorBoard events and checkpoints/.
+The work directory receives config.json, metrics.json, report.html,
+accuracy_matrix.csv, accuracy_matrix.png, curves.png, TensorBoard events and
+checkpoints/.
 """
 
 import datetime
@@ -100,16 +101,17 @@ def train(
     print(f"stopped by a signal; saved at step {result.progress.step}")
     return None
 
-  # 3. Numbers, figures.
+  # 3. Numbers, figures, the report.
   numbers = result.metrics | {
     "order_seed": config.stream.order_seed,
     "class_order": list(parts.stream.order),
+    "task_sizes": list(parts.stream.sizes),
     "data_sha256": fingerprint,
   }
   if speed := pace.measured(run, build.end_to_end(config, parts)):
     numbers["speed"] = speed
     print(pace.line(speed))
-  workdir.write(folder, numbers, result.progress, parts.stream.sizes)
+  workdir.write(folder, numbers, result.progress, config)
   return numbers
 
 

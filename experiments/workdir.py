@@ -11,7 +11,7 @@ import tensorboardX
 
 from experiments import cli
 from mhil import config as config_lib
-from mhil import metrics, plots
+from mhil import metrics, plots, report
 from mhil.progress import Progress
 
 MATRIX = "accuracy_matrix"
@@ -136,9 +136,9 @@ def write(
   folder: pathlib.Path,
   numbers: dict[str, Any],
   done: Progress,
-  sizes: tuple[int, ...],
+  config: config_lib.Config,
 ) -> None:
-  """Writes numbers, the accuracy matrix and the figures."""
+  """Writes numbers, the accuracy matrix, the figures and the report."""
   table = np.array(
     [
       [np.nan if x is None else x for x in row]
@@ -163,6 +163,8 @@ def write(
   )
   if any(numbers["probes"]):
     plots.guesses(numbers["probes"], folder / "guesses.png")
+  fields = config_lib.flatten(config_lib.to_dict(config))
+  _replace(folder / "report.html", report.of_run(numbers, fields, done.history))
   # Last, so that its presence says that the run is complete.
   text = json.dumps(numbers, indent=1, allow_nan=False) + "\n"
   _replace(folder / "metrics.json", text)

@@ -36,6 +36,7 @@ __all__ = [
   "plots",
   "recipe",
   "rehearsal",
+  "report",
   "sharding",
   "streams",
   "subnets",

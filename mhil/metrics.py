@@ -145,6 +145,17 @@ def forgetting(matrix: Matrix, variant: str = "chaudhry") -> float:
   Raises:
     ValueError: if a seen task was not measured, or `variant` is unknown.
   """
+  lost = forgetting_per_task(matrix, variant)
+  return float(lost.mean()) if len(lost) else 0.0
+
+
+def forgetting_per_task(
+  matrix: Matrix, variant: str = "chaudhry"
+) -> Float[np.ndarray, " n"]:
+  """What `forgetting` is the mean of: `[t-1]`, for every task but the last.
+
+  Arguments and errors are those of `forgetting`.
+  """
   if variant not in ("chaudhry", "full_max", "clipped"):
     raise ValueError(
       f"variant={variant!r} is no forgetting; use 'chaudhry', 'full_max' or "
@@ -153,12 +164,12 @@ def forgetting(matrix: Matrix, variant: str = "chaudhry") -> float:
   matrix = _measured(matrix)
   tasks = len(matrix)
   if tasks == 1:
-    return 0.0
+    return np.zeros(0)
   rows = matrix if variant == "clipped" else matrix[:-1]
   learnt = np.tri(len(rows), tasks, dtype=bool)
   counted = ~np.isnan(rows) if variant == "full_max" else learnt
   best = np.where(counted, rows, -np.inf).max(0)
-  return float((best - matrix[-1])[:-1].mean())
+  return (best - matrix[-1])[:-1]
 
 
 def backward_transfer(matrix: Matrix) -> float:

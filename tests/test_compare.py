@@ -6,7 +6,7 @@ import re
 import pytest
 
 from experiments import cli, compare, suites
-from tests import program
+from tests import pages, program
 from tests.test_plots import check_picture
 
 ROWS = {
@@ -90,6 +90,11 @@ def test_a_table_holds_every_run_and_names_no_place(tmp_path):
     "second",
   ]
   assert check_picture(tmp_path / "table.png").any()
+  root = pages.tree((tmp_path / "table.html").read_text())
+  assert str(tmp_path) not in pages.words(root)
+  whole = re.findall(r"^\| (first|second) \|.*\|$", page, re.MULTILINE)
+  (rows,) = pages.tables(root).values()
+  assert [row[0] for row in rows[1:]] == whole
   rows = list(csv.DictReader(numbers.splitlines()))
   assert [(row["row"], row["seed"]) for row in rows] == [
     (label, seed) for label in ("first", "second") for seed in "01"

@@ -10,7 +10,7 @@ import signal
 import numpy as np
 import pytest
 
-from tests import program, tiny
+from tests import pages, program, tiny
 
 HEAD5 = "--config.mesh.head=5"
 # What depends on the mesh and not on what was learnt.
@@ -66,6 +66,17 @@ def same(place, folder, but=()):
   for name in "accuracy_matrix.csv", "accuracy_matrix.png", "curves.png":
     ours = (folder / name).read_bytes()
     assert ours == (place.whole / name).read_bytes(), name
+  if not but:
+    assert told(folder) == told(place.whole)
+
+
+def told(folder):
+  """Words of the report, without those on time."""
+  page = (folder / "report.html").read_text()
+  root = pages.tree(page)
+  (main,) = root.iter("main")
+  main.remove(pages.section(page, "Throughput", root))
+  return pages.words(root)
 
 
 def saves(folder):
@@ -212,10 +223,10 @@ def test_killed_at_the_worst_moment_of_a_write(target, place, tmp_path):
 @pytest.mark.slow
 def test_killed_before_the_numbers_are_written(place, tmp_path):
   folder = tmp_path / "run"
-  # The first two are data.sha256 and config.json.
-  script = dies("train.workdir._replace", 2)
+  # The first three are data.sha256, config.json and report.html.
+  script = dies("train.workdir._replace", 3)
   assert place.run(folder, script=script).status == -signal.SIGKILL
-  assert (folder / "curves.png").exists()
+  assert (folder / "curves.png").exists() and (folder / "report.html").exists()
   assert not (folder / "metrics.json").exists()
   assert place.run(folder, "--resume").status == 0
   same(place, folder)

@@ -81,6 +81,16 @@ def test_forgetting_without_a_measured_future(case):
   assert metrics.forgetting(past, "full_max") == metrics.forgetting(past)
 
 
+@pytest.mark.parametrize("variant", ["chaudhry", "full_max", "clipped"])
+def test_forgetting_is_the_mean_over_tasks(variant):
+  matrix = np.array([[0.9, 0.1, 0.1], [0.6, 0.8, 0.2], [0.5, 0.9, 0.7]])
+  each = metrics.forgetting_per_task(matrix, variant)
+  gained = 0.0 if variant == "clipped" else -0.1
+  np.testing.assert_allclose(each, [0.4, gained], atol=1e-12)
+  assert metrics.forgetting(matrix, variant) == each.mean()
+  assert metrics.forgetting_per_task(matrix[:1, :1], variant).size == 0
+
+
 def test_the_variants_of_forgetting_do_differ():
   # Task 0 gains at the end; before it was learnt, task 1 was at its best.
   matrix = np.array([[0.5, 0.9, 0.0], [0.4, 0.6, 0.0], [0.7, 0.5, 0.8]])
