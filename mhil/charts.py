@@ -16,11 +16,15 @@ from matplotlib.ticker import MaxNLocator
 
 WIDTH = 440
 SERIES = 7  # colours of Okabe and Ito's set
-_HEIGHT = 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 428, 10, 206
+_HEIGHT = 262
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 420, 28, 218
 _ROW = 40
 _MOST_POINTS = 300  # of a curve; more lie within a pixel of each other
 _MOST_MARKED = 30
+
+
+Values = Sequence[float | int] | np.ndarray
+Ends = tuple[float | int, float | int]
 
 
 class Curve(NamedTuple):
@@ -34,20 +38,21 @@ class Curve(NamedTuple):
   """
 
   name: str
-  x: Sequence[float] | np.ndarray
-  y: Sequence[float] | np.ndarray
-  spread: Sequence[float] | np.ndarray = ()
+  x: Values
+  y: Values
+  spread: Values = ()
 
 
 class _Scale(NamedTuple):
   """From values to places on the paper."""
 
-  x: tuple[float, float]
-  y: tuple[float, float]
+  x: Ends
+  y: Ends
+  left: int = _LEFT + 6
 
   def across(self, value) -> str:
     """A place along x, as SVG writes it."""
-    return _place(value, self.x, _LEFT + 6, _RIGHT)
+    return _place(value, self.x, self.left, _RIGHT)
 
   def down(self, value) -> str:
     """A place along y."""
@@ -60,10 +65,12 @@ def lines(
   title: str,
   x: str,
   y: str,
-  limits: tuple[float, float] | None = None,
-  borders: Sequence[float] | np.ndarray = (),
+  limits: Ends | None = None,
+  borders: Values = (),
 ) -> str:
   """Curves over one axis, with a legend under them.
+
+  A lone curve that is called like its axis needs none.
 
   Args:
     curves: at most `SERIES`.
@@ -90,12 +97,12 @@ def lines(
   for i, curve in enumerate(curves):
     parts.append(f'<g class="s{i}">{_curve(curve, scale, i)}</g>')
   told = "; ".join(f"{c.name} {_told(np.asarray(c.y, float))}" for c in curves)
-  return _svg(f"{title}: {told or 'nothing'}", _HEIGHT, parts) + _legend(curves)
+  return _svg(f"{title}: {told or 'nothing'}", _HEIGHT, parts) + _legend(
+    curves, y
+  )
 
 
-def intervals(
-  rows: Mapping[str, tuple[float, float]], *, title: str, x: str
-) -> str:
+def intervals(rows: Mapping[str, Ends], *, title: str, x: str) -> str:
   """A point and its deviation for each row, under the row's name.
 
   Args:
@@ -107,18 +114,18 @@ def intervals(
     An `svg`, `WIDTH` units wide.
   """
   ends = [m + sign * s for m, s in rows.values() for sign in (-1, 1)]
-  scale = _Scale(_wider(min([0.0, *ends]), max([0.0, *ends])), (0, 1))
-  bottom = _TOP + _ROW * len(rows)
+  scale = _Scale(_wider(min([0.0, *ends]), max([0.0, *ends])), (0, 1), 12)
+  bottom = _ROW * len(rows)
   parts = []
   for tick in _ticks(scale.x):
     at = scale.across(tick)
-    parts.append(_stroke("grid", at, _TOP, bottom))
+    parts.append(_stroke("grid", at, 0, bottom))
     parts.append(_word(at, bottom + 16, _number(tick), "middle"))
   parts.append(_word(WIDTH // 2, bottom + 36, x, "middle", "name"))
   for i, (name, (mean, spread)) in enumerate(rows.items()):
-    top = _TOP + _ROW * i
-    parts.append(_word(_LEFT + 6, top + 14, name, "start"))
-    parts.append(_word(_RIGHT, top + 14, _mean(mean, spread), "end"))
+    top = _ROW * i
+    parts.append(_word(0, top + 14, name, "start", "name"))
+    parts.append(_word(WIDTH, top + 14, _mean(mean, spread), "end"))
     low, high = scale.across(mean - spread), scale.across(mean + spread)
     bar = f'<path class="line" d="M{low} {top + 27}H{high}"/>'
     point = _marker(0, scale.across(mean), str(top + 27))
@@ -127,7 +134,7 @@ def intervals(
   return _svg(f"{title}: {told}", bottom + 44, parts)
 
 
-def _range_across(curves: Sequence[Curve]) -> tuple[float, float]:
+def _range_across(curves: Sequence[Curve]) -> Ends:
   values = np.concatenate([[], *(np.asarray(c.x, float) for c in curves)])
   if not len(values):
     return 0, 1
@@ -135,7 +142,7 @@ def _range_across(curves: Sequence[Curve]) -> tuple[float, float]:
   return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _range_down(curves: Sequence[Curve]) -> tuple[float, float]:
+def _range_down(curves: Sequence[Curve]) -> Ends:
   low = high = 0.0
   for curve in curves:
     values, off = np.asarray(curve.y, float), np.asarray(curve.spread, float)
@@ -146,13 +153,13 @@ def _range_down(curves: Sequence[Curve]) -> tuple[float, float]:
   return _wider(low, high)
 
 
-def _wider(low: float, high: float) -> tuple[float, float]:
+def _wider(low: float, high: float) -> Ends:
   # An end at 0 stays there: nothing lies beyond it.
   margin = 0.06 * (high - low or 1)
   return low - margin * (low < 0), high + margin
 
 
-def _ticks(ends: tuple[float, float], whole: bool = False) -> list[float]:
+def _ticks(ends: Ends, whole: bool = False) -> list[float]:
   places = MaxNLocator(5, integer=whole).tick_values(*ends)
   return [float(at) for at in places if ends[0] <= at <= ends[1]]
 
@@ -167,8 +174,8 @@ def _axes(scale: _Scale, x: str, y: str, curves: Sequence[Curve]):
     yield _word(scale.across(tick), _BOTTOM + 17, _number(tick), "middle")
   middle = (_LEFT + _RIGHT) // 2
   yield _word(middle, _BOTTOM + 38, x, "middle", "name")
-  turned = f'transform="translate(11 {(_TOP + _BOTTOM) // 2})rotate(-90)"'
-  yield f'<text class="name" text-anchor="middle" {turned}>{_safe(y)}</text>'
+  # Lying over the axis and not along it, where long names find no room.
+  yield _word(0, 14, y, "start", "name")
 
 
 def _curve(curve: Curve, scale: _Scale, i: int) -> str:
@@ -217,7 +224,10 @@ def _marker(i: int, x: str, y: str) -> str:
   return f'<path class="mark" d="M{x} {y}{shape[i % 4 - 1]}"/>'
 
 
-def _legend(curves: Sequence[Curve]) -> str:
+def _legend(curves: Sequence[Curve], y: str) -> str:
+  # The axis says it already.
+  if [curve.name for curve in curves] == [y]:
+    return ""
   entries = [
     f'<li><svg class="s{i}" width="34" height="12" aria-hidden="true">'
     f'<path class="line" d="M1 6H33"/>{_marker(i, "17", "6")}</svg>'
@@ -242,7 +252,7 @@ def _stroke(kind: str, x: str, top, bottom) -> str:
   return f'<path class="{kind}" d="M{x} {top}V{bottom}"/>'
 
 
-def _place(value, ends: tuple[float, float], start: int, stop: int) -> str:
+def _place(value, ends: Ends, start: int, stop: int) -> str:
   share = (float(value) - ends[0]) / (ends[1] - ends[0])
   return f"{start + share * (stop - start):.1f}".removesuffix(".0")
 
@@ -256,7 +266,11 @@ def _told(values: np.ndarray) -> str:
 
 
 def _number(value: float) -> str:
-  value = float(f"{value:.6g}")
+  # Five letters at most, or a neighbour would be in the way.
+  for unit, name in (1e6, "M"), (1e3, "k"):
+    if abs(value) >= 10 * unit:
+      return f"{value / unit:.4g}{name}"
+  value = float(f"{value:.4g}")
   return f"{value:,.0f}" if value.is_integer() else f"{value:g}"
 
 

@@ -83,10 +83,10 @@ def _throughput(numbers: Numbers, config: Config) -> str:
     f"Training, choosing exemplars and tests, together; {batch} new samples a "
     "step",
   )
-  return _costs(numbers) + webpage.beside(
-    webpage.figure(drawn, "Steps a second in each task, its tests and all."),
-    webpage.compact(table, len(rows)),
+  figure = webpage.figure(
+    drawn, "Steps a second in each task, its tests and all."
   )
+  return _costs(numbers) + webpage.tabled(figure, table, len(rows))
 
 
 def _costs(numbers: Numbers) -> str:
@@ -134,7 +134,7 @@ def _traffic(of: str, found: Sequence[Numbers], mesh: Mapping[str, int]) -> str:
 
 def _kinds(of: str, found: Sequence[Numbers]) -> str:
   if not found:
-    return webpage.missing(f"In {of} no collective was found to list.")
+    return webpage.missing(f"The program of {of} holds no collective.")
   kinds: dict[tuple[str, str], list[Numbers]] = {}
   for c in found:
     kinds.setdefault((c["kind"], ", ".join(c["axes"])), []).append(c)

@@ -9,13 +9,14 @@ from jaxtyping import Float
 from mhil import charts, metrics, webpage
 
 Numbers = Mapping[str, Any]
-History = Sequence[Sequence[float | None]]
+History = Sequence[Sequence[float | int | None]]
 Matrix = Float[np.ndarray, "t t"]
 AFTER = {
   "class-incremental": "accuracy_after_task",
   "task-id": "task_id_after_task",
   "within-task": "within_task_after_task",
 }
+_MOST_BESIDE = 8  # tasks whose matrix is no wider than half a page
 _MOST_BORDERS = 50  # between tasks; more of them would hide the curves
 
 
@@ -51,7 +52,9 @@ def accuracy(numbers: Numbers, matrix: Matrix) -> str:
     "chosen. Within-task: the class is right once the head is given. "
     "Class-incremental: both at once.",
   )
-  return webpage.beside(drawn, webpage.compact(curves, len(rows))) + cells
+  return _paired(drawn, cells, matrix) + webpage.folded(
+    "Numbers of the curves", curves
+  )
 
 
 def forgetting(numbers: Numbers, matrix: Matrix) -> str:
@@ -84,7 +87,7 @@ def forgetting(numbers: Numbers, matrix: Matrix) -> str:
     "Best accuracy since a task was learnt, without the matrix's last row, "
     "less that at the end; below zero the task gained.",
   )
-  return mean + webpage.beside(drawn, webpage.compact(table, len(rows)))
+  return mean + webpage.tabled(drawn, table, len(rows))
 
 
 def errors(numbers: Numbers, matrix: Matrix) -> str:
@@ -108,12 +111,13 @@ def errors(numbers: Numbers, matrix: Matrix) -> str:
     title="Task-id against within-task accuracy after the last task",
     x="samples of task",
   )
-  return webpage.figure(
+  chart = webpage.figure(
     drawn,
     "After the last task, on the samples of each task. A low task-id line: "
     "errors come from the choice of the head. A low within-task line: from the "
     "head itself.",
-  ) + webpage.heat(
+  )
+  cells = webpage.heat(
     shares,
     corner="task",
     rows=[f"{t} ({n:,})" for t, n in enumerate(counts.sum(1))],
@@ -121,6 +125,7 @@ def errors(numbers: Numbers, matrix: Matrix) -> str:
     caption="Confusion between heads after the last task: % of a task's "
     "samples (row, with their number) given to each head (column).",
   )
+  return _paired(chart, cells, matrix)
 
 
 def loss(numbers: Numbers, history: History) -> str:
@@ -164,6 +169,12 @@ def percent(share: float) -> str:
   return f"{100 * share:.1f}"
 
 
+def _paired(chart: str, cells: str, matrix: Matrix) -> str:
+  """A chart and a table of a cell for each pair of tasks."""
+  narrow = len(matrix) <= _MOST_BESIDE
+  return webpage.beside(chart, cells) if narrow else chart + cells
+
+
 def _per_task(curves: Mapping[str, Any], *, title: str, x: str) -> str:
   return charts.lines(
     [
@@ -173,7 +184,7 @@ def _per_task(curves: Mapping[str, Any], *, title: str, x: str) -> str:
     title=title,
     x=x,
     y="accuracy, %",
-    limits=(0, 100),
+    limits=(0.0, 100.0),
   )
 
 

@@ -39,17 +39,18 @@ margin:.5rem 0;padding:0}
 .facts{display:grid;gap:.5rem;margin:1rem 0;
 grid-template-columns:repeat(auto-fit,minmax(8.5rem,1fr))}
 .facts div{background:var(--panel);border-radius:.4rem;padding:.5rem .75rem}
-.facts dt,figcaption,caption,.missing{color:var(--soft);font-size:.875rem}
+.facts dt,figcaption,.missing{color:var(--soft);font-size:.875rem}
 .facts dd{margin:0;font-size:1.15rem;font-variant-numeric:tabular-nums}
 .beside{display:grid;gap:0 2rem;align-items:start;
 grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr))}
 figure{margin:1rem 0;min-width:0}
-.scroll{overflow-x:auto}
-.chart{display:block;width:100%;min-width:20rem;max-width:40rem;height:auto}
-.chart text{fill:var(--ink);font-size:12px}
+.scroll{overflow-x:auto;margin:.25rem 0}
+.chart{display:block;width:100%;min-width:20rem;max-width:34rem;height:auto}
+.chart text{fill:var(--ink);font-size:13px;stroke:var(--ground);
+stroke-width:3px;paint-order:stroke}
 .chart .tick{fill:var(--soft)}
 .chart .grid,.chart .border{stroke:var(--rule);fill:none}
-.chart .border{stroke-dasharray:1 3}
+.chart .border{stroke:var(--soft);stroke-dasharray:1 3}
 .line{stroke:var(--c);stroke-width:2;fill:none}
 .mark{fill:var(--c)}
 .s0{--c:var(--s0)}.s1{--c:var(--s1)}.s2{--c:var(--s2)}.s3{--c:var(--s3)}
@@ -63,15 +64,16 @@ figure{margin:1rem 0;min-width:0}
 .legend svg{flex:none}
 table{border-collapse:collapse;font-size:.875rem;
 font-variant-numeric:tabular-nums}
-caption{text-align:left;padding:.25rem 0}
 th,td{padding:.25rem .6rem;border-bottom:1px solid var(--rule);
-text-align:right;overflow-wrap:normal}
-th{font-weight:600;vertical-align:bottom}
+text-align:right;vertical-align:baseline;white-space:nowrap}
+th{font-weight:600;vertical-align:bottom;white-space:normal;
+overflow-wrap:normal}
 th:first-child{text-align:left;position:sticky;left:0;
 background:var(--ground)}
 tbody th{font-weight:400;vertical-align:baseline}
-.words td{text-align:left;overflow-wrap:anywhere}
-.heat td,.heat th{border:0;padding:.3rem .35rem;text-align:center}
+.words td{text-align:left;white-space:normal;overflow-wrap:anywhere}
+.heat td,.heat th{border:0;padding:.3rem .35rem;text-align:center;
+white-space:nowrap}
 .heat td{min-width:2.6rem;border:1px solid var(--ground)}
 .heat td[style]{background:rgb(var(--shade)/calc(var(--v)*1%))}
 .dense td{min-width:9px;width:9px;height:9px;padding:0;border:0;font-size:0}
@@ -155,9 +157,11 @@ def folded(summary: str, content: str) -> str:
   return f"<details>{head}{content}</details>"
 
 
-def compact(table: str, rows: int) -> str:
-  """A table, which is folded if it has many rows."""
-  return folded(f"Table of {rows:,} rows", table) if rows > MOST_OPEN else table
+def tabled(drawn: str, table: str, rows: int) -> str:
+  """A figure with its table beside it, or folded under it if that is long."""
+  if rows <= MOST_OPEN:
+    return beside(drawn, table)
+  return drawn + folded(f"Table of {rows:,} rows", table)
 
 
 def table(
@@ -255,10 +259,12 @@ def _cell(share: float, tasks: int) -> str:
 def _table(kind: str, caption: str, head: str, body: str) -> str:
   told = f' class="{kind}"' if kind else ""
   content = (
-    f"<table{told}><caption>{_marked(caption)}</caption>"
-    f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
+    f"<table{told}><thead><tr>{head}</tr></thead>\n"
+    f"<tbody>{body}</tbody></table>"
   )
-  return _scroll(content, caption)
+  # Not `caption`, which is no wider than its table: a column of single words.
+  words = f"<figcaption>{_marked(caption)}</figcaption>"
+  return f"<figure>{words}{_scroll(content, caption)}</figure>"
 
 
 def _scroll(content: str, name: str) -> str:

@@ -67,10 +67,21 @@ function found() {
   };
 }
 addEventListener("load", () => {
-  const told = JSON.stringify(found());
-  document.documentElement.setAttribute("data-found", told);
+  parent.postMessage(JSON.stringify(found()), "*");
 });
 """
+# A window on a desk is never as narrow as a phone, but a frame is.
+FRAME = """<!DOCTYPE html><html style="color-scheme:light dark">
+<body style="margin:0"><script>
+addEventListener("message", e => {{
+  document.documentElement.setAttribute("data-found", e.data);
+}});
+</script>
+<iframe src="{name}" width="{width}" height="{height}" style="border:0">
+</iframe>
+</body></html>
+"""
+SCRIPTS = " script-src 'unsafe-inline'"
 
 
 class Seen(NamedTuple):
@@ -108,36 +119,34 @@ def look(page, folder, *, width=390, dark=False):
   assert body != page, "the page has no policy to open for the script"
   body = body.replace("<style>", f"<script>{LISTEN}</script><style>", 1)
   body = body.replace("</body>", f"<script>{MEASURE}</script></body>")
-  path = folder / f"measured-{width}-{dark}.html"
+  path = folder / "measured.html"
   path.write_text(body)
-  done = start(path, width, dark, "--dump-dom")
+  done = start(path, "--dump-dom", width=width, dark=dark)
   told = re.search(r'data-found="([^"]*)"', done.stdout)
   assert told, done.stderr[-2000:]
   return Seen(json.loads(html.unescape(told[1])), console(done.stderr))
 
 
-SCRIPTS = " script-src 'unsafe-inline'"
-
-
 def shoot(path, picture, *, width=390, height=844, dark=False):
   """Opens a page as it is, takes its picture; what it wrote to the console."""
-  return console(
-    start(path, width, dark, f"--screenshot={picture}", height=height).stderr
-  )
+  how = {"width": width, "height": height, "dark": dark}
+  return console(start(path, f"--screenshot={picture}", **how).stderr)
 
 
-def start(path, width, dark, *more, height=844):
-  """Runs the browser to its end, with a profile of its own."""
+def start(path, *more, width, dark, height=844):
+  """Shows a page in a frame of a browser, which ends when it has loaded."""
+  frame = path.with_name(f"frame-{path.name}")
+  frame.write_text(FRAME.format(name=path.name, width=width, height=height))
   with tempfile.TemporaryDirectory() as profile:
     return subprocess.run(
       [
         program(),
         *FLAGS,
         f"--user-data-dir={profile}",
-        f"--window-size={width},{height}",
+        f"--window-size={max(width, 500)},{height}",
         f"--blink-settings=preferredColorScheme={0 if dark else 1}",
         *more,
-        path.as_uri(),
+        frame.as_uri(),
       ],
       capture_output=True,
       text=True,

@@ -96,10 +96,11 @@ def words(element):
 def tables(element):
   """Rows of cells of every table, by its caption."""
   return {
-    words(table.find("caption")): [
+    words(figure.find("figcaption")): [
       [words(cell) for cell in row] for row in table.iter("tr")
     ]
-    for table in element.iter("table")
+    for figure in element.iter("figure")
+    for table in figure.iter("table")
   }
 
 

@@ -112,12 +112,36 @@ def test_series_differ_without_colour():
     drawn([*curves, curves[0]])
 
 
+def test_a_lone_curve_needs_no_second_name():
+  curve = charts.Curve(ENDS["y"], [0, 1], [1, 2])
+  (svg,) = drawn([curve])
+  assert svg.get("role") == "img"
+  assert len(drawn([curve, curve._replace(name="another")])[1]) == 2
+
+
 def test_words_say_what_the_lines_show():
   curve = charts.Curve("ours", [0, 1], [100.0, 94.44444])
   svg, _ = drawn([curve, charts.Curve("none", [0], [np.nan])])
   told = svg.get("aria-label")
   assert told == "a title: ours from 100 to 94.4; none unknown"
   assert svg.get("role") == "img"
+
+
+@pytest.mark.parametrize(
+  "value, told",
+  [
+    (0.0, "0"),
+    (0.30000000000000004, "0.3"),
+    (-2.5, "-2.5"),
+    (9800.0, "9,800"),
+    (10_000.0, "10k"),
+    (12_500.0, "12.5k"),
+    (-400_000.0, "-400k"),
+    (25_000_000.0, "25M"),
+  ],
+)
+def test_numbers_are_short(value, told):
+  assert charts._number(value) == told
 
 
 def test_names_are_escaped():
@@ -173,7 +197,8 @@ def test_intervals():
   for point, (low, high) in zip(points, bars):
     assert point == pytest.approx((low + high) / 2, abs=0.1)
   assert bars[0][0] < bars[0][1] and bars[1][0] == bars[1][1]
-  assert {"a row", "80.0 ± 2.0", "another", "-4.0"} <= set(texts(svg))
+  assert texts(svg, "name") == ["accuracy, %", "a row", "another"]
+  assert {"80.0 ± 2.0", "-4.0"} <= set(texts(svg))
   # A row of 0 lies where the tick says 0.
   zero = charts.intervals({"none": (0.0, 0.0)}, title="", x="")
   (point,) = pages.tree(zero).iter("circle")

@@ -121,17 +121,21 @@ def test_tables_name_their_rows_and_columns():
   scopes = [th.get("scope") for th in found.iter("th")]
   assert scopes == ["col", "col", "row", "row"]
   # What scrolls can be reached by the keyboard, and has a name there.
-  assert found.get("tabindex") == "0"
-  assert found.get("aria-label") == "what it is"
-  assert webpage.compact(body, 3) == body
-  assert webpage.compact(body, 1000).startswith("<details><summary>Table of 1,")
+  (box,) = found.iter("div")
+  assert box.get("tabindex") == "0" and box.get("aria-label") == "what it is"
+
+
+def test_a_long_table_is_folded():
+  few, many = (webpage.tabled("<p>f</p>", "<p>t</p>", n) for n in (12, 1000))
+  assert few == webpage.beside("<p>f</p>", "<p>t</p>")
+  assert many == "<p>f</p>" + webpage.folded("Table of 1,000 rows", "<p>t</p>")
 
 
 def cells(body):
   """Style and words of each cell of a heat table, row by row."""
   return [
     [(td.get("style"), td.text) for td in row.iter("td")]
-    for row in pages.tree(body).find("table/tbody")
+    for row in pages.tree(body).find("div/table/tbody")
   ]
 
 
@@ -154,14 +158,15 @@ def test_cells_are_shaded_by_their_share():
 @pytest.mark.parametrize("tasks, dense", [(20, False), (21, True), (100, True)])
 def test_many_cells_are_small_and_still_hold_their_numbers(tasks, dense):
   body = heat(np.full((tasks, tasks), 0.25))
-  table = pages.tree(body).find("table")
+  figure = pages.tree(body)
+  table = figure.find("div/table")
   assert table.get("class") == ("heat dense" if dense else "heat")
   assert [len(row) for row in cells(body)] == [tasks] * tasks
   assert cells(body)[-1][-1] == ("--v:25", "25")
   loud = [th.text for th in table.iter("th") if th.get("class") != "quiet"]
   each = [str(t) for t in range(0, tasks, 10 if dense else 1)]
   assert loud == ["task", *each, *each]
-  assert "is shown" not in pages.words(table.find("caption"))
+  assert "is shown" not in pages.words(figure.find("figcaption"))
 
 
 def test_a_thousand_tasks_leave_some_out():
