@@ -86,7 +86,8 @@ def _throughput(numbers: Numbers, config: Config) -> str:
   figure = webpage.figure(
     drawn, "Steps a second in each task, its tests and all."
   )
-  return _costs(numbers) + webpage.tabled(figure, table, len(rows))
+  told = _costs(numbers) + _speed(numbers.get("speed"))
+  return told + webpage.tabled(figure, table, len(rows))
 
 
 def _costs(numbers: Numbers) -> str:
@@ -99,6 +100,18 @@ def _costs(numbers: Numbers) -> str:
     f"{compiles['after_first_task']} after the first task. On each device a "
     f"step takes {usage['temporary']:,} bytes of temporary memory beside "
     f"{usage['arguments']:,} of arguments."
+  )
+
+
+def _speed(found: Mapping[str, float] | None) -> str:
+  """Of stages that learn at once: how much sooner their step ends."""
+  if found is None:
+    return ""
+  return webpage.paragraph(
+    f"A step of all stages takes {found['step_ms']:.1f} ms, end to end on one "
+    f"stage's devices {found['serial_ms']:.1f} ms: it ends "
+    f"{found['measured']:.2f} times as soon, and was predicted from its "
+    f"programs to end {found['predicted']:.2f} times as soon."
   )
 
 

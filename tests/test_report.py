@@ -245,6 +245,14 @@ def test_throughput():
   assert "12,345 bytes" in text
 
 
+def test_the_speed_of_stages():
+  assert "times as soon" not in page()
+  speed = {"step_ms": 4.0, "serial_ms": 6.0, "measured": 1.5, "predicted": 1.75}
+  text = pages.words(pages.section(page(speed=speed), "Throughput"))
+  assert "takes 4.0 ms" in text and "6.0 ms: it ends 1.50 times" in text
+  assert "to end 1.75 times as soon." in text
+
+
 def test_collectives_by_axis_and_kind():
   found = tables("Collectives")
   axes, kinds = found.values()
