@@ -192,7 +192,7 @@ def measured(done: Progress) -> dict[str, Any]:
     "task_id_after_task": [row["task_id_accuracy"] for row in each],
     "within_task_after_task": [row["within_task_accuracy"] for row in each],
     "top5_after_task": [row["top5_accuracy"] for row in each],
-    "within_task_per_task": (last.within_correct / last.total)[:n].tolist(),
+    "within_task_per_task": (last.within_correct[:n] / last.total[:n]).tolist(),
     "accuracy_matrix": [
       [None if np.isnan(x) else x for x in row] for row in table.tolist()
     ],

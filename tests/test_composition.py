@@ -30,6 +30,12 @@ OBJECTIVES = {
     "local.cuts": (0,),
     "local.classifier": "0c1f",
   },
+  "layer parallel": {
+    "objective.name": "layer_parallel",
+    "layer_parallel.stages": 2,
+    "layer_parallel.sweeps": 1,
+    "layer_parallel.cost": 0.5,
+  },
 }
 CUTS = {
   "whole": {},
@@ -108,6 +114,10 @@ TRAINED = [
   ("local", "dce", "rows on devices", "whole"),
   ("local", "dce", "rows on devices", "stages"),
   ("local", "dce", "no memory", "stages"),
+  ("layer parallel", "dce", "rows on devices", "whole"),
+  ("layer parallel", "dce", "rows on devices", "stages"),
+  ("layer parallel", "dce", "rows on the host", "whole"),
+  ("layer parallel", "dce", "no memory", "stages"),
 ]
 
 
@@ -136,5 +146,5 @@ def test_all_remember_alike():
   first = next(iter(held.values()))
   assert (first.fill.sum(), first.rows.any()) == (20, True)
   for parts, buffer in held.items():
-    assert len(held) == 7, parts
+    assert len(held) == 10, parts
     jax.tree.map(np.testing.assert_array_equal, buffer, first)
