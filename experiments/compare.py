@@ -19,7 +19,16 @@ from typing import Any
 
 from absl import flags
 
-from experiments import build, cli, overview, page, suites, train, workdir
+from experiments import (
+  build,
+  cli,
+  overview,
+  page,
+  protocol,
+  suites,
+  train,
+  workdir,
+)
 from mhil import config as config_lib
 from mhil import sharding, validation
 
@@ -52,6 +61,7 @@ def main() -> None:
   with cli.checking():
     sharding.simulate(max(build.devices(c.mesh) for cs in configs for c in cs))
   out = pathlib.Path(_OUT.value or f"docs/results/{_SUITE.value}")
+  firsts = {row.label: seeds[0] for row, seeds in zip(rows, configs)}
   done: page.Done = {}
   # Seed by seed, so that the table is whole early.
   for i, seed in enumerate(_seeds()):
@@ -66,7 +76,8 @@ def main() -> None:
         flush=True,
       )
       about = _about(next(iter(done.values()))[0])
-      page.write(out, _SUITE.value, about, done)
+      told = protocol.lines(firsts, done)
+      page.write(out, _SUITE.value, about, done, told)
       page.draw(out, rows, done)
       overview.write(out, rows, done)
   print(out.with_suffix(".md").read_text())
@@ -129,7 +140,6 @@ def slug(row: suites.Row, seed: int) -> str:
 
 def _about(run: dict[str, Any]) -> list[str]:
   versions = ", ".join(f"{k} {v}" for k, v in run["versions"].items())
-  memory = run["memory"]
   # Where the data lie on this machine is nobody's business.
   given = " --data_folder=DIR" if _DATA.value is not None else ""
   return [
@@ -138,8 +148,6 @@ def _about(run: dict[str, Any]) -> list[str]:
     f"{importlib.metadata.version('mhil')}, {versions}; "
     f"{len(run['devices'])} devices ({run['devices'][0]} ..).",
     "",
-    f"First row: {memory['samples']} samples kept in all, {memory['bytes']:,} "
-    f"bytes ({memory['kind']}); {run['parameters']['total']:,} parameters. "
     "Test accuracy in %, mean and standard deviation over seeds; a seed moves "
     "the class order too. Seconds are of training, choosing exemplars and "
     "tests, without compilation, on a shared machine.",

@@ -24,7 +24,13 @@ COLUMNS = {
 }
 
 
-def write(out: pathlib.Path, suite: str, about: list[str], done: Done) -> None:
+def write(
+  out: pathlib.Path,
+  suite: str,
+  about: list[str],
+  done: Done,
+  after: Sequence[str] = (),
+) -> None:
   """Writes mean and standard deviation over seeds as Markdown and CSV.
 
   Args:
@@ -32,6 +38,7 @@ def write(out: pathlib.Path, suite: str, about: list[str], done: Done) -> None:
     suite: name of the rows.
     about: lines of Markdown on how they were made.
     done: the rows that there are.
+    after: lines of Markdown behind the first table.
   """
   out.parent.mkdir(parents=True, exist_ok=True)
   head = ["row", "seeds", *COLUMNS.values(), "s a run"]
@@ -43,6 +50,7 @@ def write(out: pathlib.Path, suite: str, about: list[str], done: Done) -> None:
     *about,
     "",
     *measure.grid(head, body),
+    *after,
     *(_costs(done) if suite in suites.COSTS else []),
     *(layers_table.lines(done) if suite in suites.LAYERS else []),
     *_distances(suites.SUITES[suite], done),

@@ -132,6 +132,21 @@ def _rehearsal(config: str, rows: int) -> list[Row]:
   ]
 
 
+def _everything(config: str) -> list[Row]:
+  """All at once, a part taken away at a time, and what it must beat."""
+  whole: dict[str, Any] = {"objective.name": "end_to_end", "mesh.stage": 1}
+  whole |= {"local.cuts": (), "local.mode": "R0", "local.classifier": "1c2f"}
+  none = {"memory.size": 0}
+  return [
+    Row("D-CE, rehearsal, local modules", config),
+    Row("D-CE, rehearsal, whole branches", config, whole),
+    Row("CE, rehearsal, whole branches", config, whole | CE),
+    Row("D-CE, local modules, no rehearsal", config, none),
+    Row("fine-tuning (lower bound)", config, whole | CE | OFF | none),
+    Row("learning rate 0 (control)", config, RATE_0),
+  ]
+
+
 SUITES: dict[str, list[Row]] = {
   "digits": [
     *_losses("digits"),
@@ -146,6 +161,7 @@ SUITES: dict[str, list[Row]] = {
     Row("D-CE, old heads frozen", "digits", {"train.train_heads": "new"}),
     _control("digits"),
   ],
+  "everything": _everything("everything"),
   "fashion_5x2": [*_losses("fashion_5x2"), _control("fashion_5x2")],
   "subnets_digits": [
     *(row for n in (2, 4, 8) for row in _subnets("subnets_digits", 32, n)),

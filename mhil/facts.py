@@ -47,6 +47,7 @@ def of_run(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
     "objective": {"name": run.objective.name, **run.objective.facts},
     "mesh": dict(run.grid.shape),
     "devices": [str(d) for d in run.grid.devices.flat],
+    "augmentation": {"pad": run.dataset.pad, "flip": run.dataset.flip},
     "seed": run.seed,
     "versions": {
       "python": platform.python_version(),

@@ -23,6 +23,7 @@ class Progress(NamedTuple):
     waited: seconds in which the loop waited for its next batch.
     stepped: seconds between the waits, within a stretch of steps.
     probes: what the objective measured after each task, by name.
+    tested: seconds of the last test.
   """
 
   step: int = 0
@@ -33,6 +34,7 @@ class Progress(NamedTuple):
   waited: float = 0.0
   stepped: float = 0.0
   probes: tuple[dict[str, float], ...] = ()
+  tested: float = 0.0
 
 
 class NotFinite(ArithmeticError):
@@ -83,6 +85,13 @@ class Recorder:
     self._stepping = time.perf_counter()
     waited = self._done.waited + self._stepping - start
     self._done = self._done._replace(waited=waited)
+
+  @contextlib.contextmanager
+  def testing(self) -> Iterator[None]:
+    """Takes the time within as that of a test."""
+    start = time.perf_counter()
+    yield
+    self._done = self._done._replace(tested=time.perf_counter() - start)
 
   def push(self, loss, bad_step, training: tuple[int, ...]) -> None:
     """Takes a row still on the devices; reads the one before."""
@@ -199,6 +208,7 @@ def measured(done: Progress) -> dict[str, Any]:
     "confusion_between_heads": last.confusion[:n, :n].tolist(),
     "seconds_per_task": list(done.seconds),
     "waiting_share": done.waited / (done.waited + done.stepped),
+    "test_ms_per_image": 1e3 * done.tested / int(last.total.sum()),
     "probes": list(done.probes),
     "steps": done.step,
   }
@@ -224,4 +234,5 @@ def from_json(saved: dict[str, Any]) -> Progress:
     waited=saved["waited"],
     stepped=saved["stepped"],
     probes=tuple(saved.get("probes", ())),
+    tested=saved.get("tested", 0.0),
   )

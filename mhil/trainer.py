@@ -214,7 +214,9 @@ def fit(
       found = {"collected": phases.probe(run, state, t)}
       state = phases.settle(run, state, feed)
       found["settled"] = phases.probe(run, state, t)
-      note.end(phases.evaluate(run, state, feed), found)
+      with note.testing():
+        tally = phases.evaluate(run, state, feed)
+      note.end(tally, found)
       if checkpoints:
         save()
       note.compiled(compiling.count())

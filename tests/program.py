@@ -17,7 +17,7 @@ from tests import tiny
 ROOT = pathlib.Path(__file__).parents[1]
 CLASSES, TASKS = 10, 5
 STEPS = 75
-TIMING = ("seconds_per_task", "waiting_share")
+TIMING = ("seconds_per_task", "waiting_share", "test_ms_per_image")
 
 
 class Done(NamedTuple):

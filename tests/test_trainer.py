@@ -21,6 +21,7 @@ from tests import tiny
 TIMING = (
   "seconds_per_task",
   "waiting_share",
+  "test_ms_per_image",
   "devices",
   "mesh",
   "step_bytes_per_device",
@@ -293,6 +294,11 @@ class TestStreamed:
     # Reading the tests is slow too, and no step waits for it.
     assert done.progress.waited == 3.0 * done.progress.step
     assert done.metrics["waiting_share"] == 0.75
+    # The reads of the last test, over the images of all tasks.
+    images = int(done.progress.tallies[-1].total.sum())
+    assert done.progress.tested in (3.0, 6.0, 9.0, 12.0)
+    told = done.metrics["test_ms_per_image"] * images
+    assert told == pytest.approx(1e3 * done.progress.tested)
 
 
 class Timed:
