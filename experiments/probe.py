@@ -143,8 +143,10 @@ def read_config(path: pathlib.Path) -> config_lib.Config:
 
 def restored(parts: build.Parts, folder: pathlib.Path) -> tuple[Any, Any]:
   """Parameters and statistics of head 0, from the newest save."""
+  tasks = len(parts.stream.tasks)
+  numbers = bank_lib.numbers(range(tasks), tasks, parts.mesh)
   fresh = heads.initializer(
-    parts.objective, parts.recipe.optimizer, len(parts.stream.tasks), parts.mesh
+    parts.objective, parts.recipe.optimizer, numbers, parts.mesh
   )
   key = sharding.replicated(jax.random.key(0), parts.mesh)
   step = sharding.place(np.int32(0), parts.mesh, jax.P())

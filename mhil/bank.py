@@ -2,9 +2,11 @@
 
 Every leaf is `[l, h, ...]`, laid over the mesh's `head` axis; head `i` is
 entry `divmod(i, h)`. Dealt in turn, so that a young stream uses every device;
-in order when flattened, so that a bank moves to another mesh by a reshape.
+in order when flattened, so that a bank moves to another mesh by a reshape. A
+process that trains some of the heads deals these in the same way.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -92,6 +94,8 @@ class Task(NamedTuple):
     steps: `[]` number of steps of the phase.
     balanced: `[]` True in the balanced passes after a task.
     counts: `[classes]` new samples of each class in a step, on average.
+    heads: `[l, h]` number of the head in each entry; of none, a number that
+      is never opened.
     valid: `[l, h, c]` classes that exist in open heads.
   """
 
@@ -100,16 +104,24 @@ class Task(NamedTuple):
   steps: Any
   balanced: Any
   counts: Any
+  heads: Any
   valid: Any
 
 
-TASK_SPEC = Task(P(), P(), P(), P(), P(), SPEC)
+TASK_SPEC = Task(P(), P(), P(), P(), P(), SPEC, SPEC)
 
 
 def rows(heads: int, mesh: Mesh) -> tuple[int, int]:
   """The bank's leading shape `(l, h)` for at least `heads` heads."""
   h = mesh.shape["head"]
   return -(-heads // h), h
+
+
+def numbers(heads: Sequence[int], count: int, mesh: Mesh) -> np.ndarray:
+  """Which head an entry `[l, h]` holds, of `count` in all; then `count`, .."""
+  l, h = rows(len(heads), mesh)
+  beyond = range(count, count + l * h - len(heads))
+  return np.array([*heads, *beyond], np.int32).reshape(l, h)
 
 
 def arrange(per_head: np.ndarray, mesh: Mesh, fill=0) -> np.ndarray:

@@ -22,7 +22,7 @@ def of_run(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
   bank = run.whole(state.bank)
   params = bank.params
   of_head = sum(math.prod(x.shape[2:]) for x in jax.tree.leaves(params))
-  open_heads = len(run.stream.tasks)
+  open_heads, tasks = len(run.heads), len(run.stream.tasks)
   usage = [program.memory_analysis() for program in run.programs]
   return {
     "params_sha256": params_sha256(params, open_heads),
@@ -41,8 +41,7 @@ def of_run(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
       "arguments": max(x.argument_size_in_bytes for x in usage),
     },
     "steps_per_task": [
-      sum(len(phase.steps) for phase in run.phases_of(t))
-      for t in range(open_heads)
+      sum(len(phase.steps) for phase in run.phases_of(t)) for t in range(tasks)
     ],
     "objective": {"name": run.objective.name, **run.objective.facts},
     "mesh": dict(run.grid.shape),

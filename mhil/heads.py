@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh
@@ -40,14 +41,18 @@ TRAIN_HEADS = ("all", "readout", "new")
 def initializer(
   objective: objectives.Objective,
   optimizer: optax.GradientTransformation,
-  heads: int,
+  numbers: np.ndarray,
   mesh: Mesh,
 ) -> Callable[[jax.Array], Bank]:
-  """`key -> Bank` of `heads` fresh heads, born on their devices; to be jitted.
+  """`key -> Bank` of fresh heads, born on their devices; to be jitted.
 
   Head `i` depends on `fold_in(key, i)` alone, not on the mesh.
+
+  Args:
+    objective, optimizer: of every head.
+    numbers: `[l, h]` of the heads, as `bank.numbers` has them.
+    mesh: where they lie.
   """
-  l, h = bank_lib.rows(heads, mesh)
 
   def one(key):
     params, stats, side = objective.init(key)
@@ -55,7 +60,7 @@ def initializer(
     return Bank(params, stats, optimizer.init(params), side, *blank)
 
   def local(key):
-    index = jnp.arange(l) * h + lax.axis_index("head")
+    index = jnp.asarray(numbers)[:, lax.axis_index("head")]
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
     return _rows(lax.map(one, keys))
 
@@ -158,14 +163,14 @@ def visit(
     task, prior, batch, loss, train_heads: as in `update`; shared: of a loss.
     function: `(a head's part, its number, criterion) -> new part`.
   """
-  here, width = lax.axis_index("head"), lax.axis_size("head")
-  stop = _count(task.opened, here, width)
-  newest = task.opened - 1
-  first = jnp.where(newest % width == here, newest // width, stop)
-  start = first if train_heads == "new" else jnp.zeros_like(stop)
+  numbers = task.heads[:, 0]
+  stop = _count(task)
+  # The newest head is the last open one of its device, if it is here at all.
+  old = jnp.sum(numbers < task.opened - 1, dtype=jnp.int32)
+  start = old if train_heads == "new" else jnp.zeros_like(stop)
 
   def one(i, bank):
-    head, rest = i * width + here, task.valid.shape[-1]
+    head, rest = numbers[i], task.valid.shape[-1]
     targets = jnp.where(batch.owners == head, batch.columns, rest)
 
     def criterion(logits):
@@ -221,52 +226,49 @@ def scores(
 
 
 def features(
-  bank: Bank,
-  head: jax.Array,
-  images: jax.Array,
-  *,
-  objective: objectives.Objective,
+  bank: Bank, row: jax.Array, images: jax.Array, *, objective: Any
 ) -> jax.Array:
-  """Features `[1, b, f]` in one head, or a neighbour; in `shard_map`."""
-  return _of_head(bank, head, images, objective.features)[None]
+  """Features `[1, b, f]` in one head, or a neighbour; in `shard_map`.
+
+  Args:
+    bank: this device's rows.
+    row: place of the head in the flat bank.
+    images: of all devices alike.
+    objective: whose features.
+  """
+  return _of_head(bank, row, images, objective.features)[None]
 
 
 def probe(
-  bank: Bank,
-  head: jax.Array,
-  images: jax.Array,
-  *,
-  objective: objectives.Objective,
+  bank: Bank, row: jax.Array, images: jax.Array, *, objective: Any
 ) -> dict[str, jax.Array]:
   """What the objective measures of images, `[1, b, ...]`; as `features`."""
-  found = _of_head(bank, head, images, objective.probe)
+  found = _of_head(bank, row, images, objective.probe)
   return jax.tree.map(lambda x: x[None], found)
 
 
-def _of_head(bank, head, images, function):
-  i = head // lax.axis_size("head")
+def _of_head(bank, row, images, function):
+  i = row // lax.axis_size("head")
   own = jax.tree.map(lambda x: x[i, 0], (bank.params, bank.stats))
   return function(*own, images)
 
 
-def _count(opened, here, width):
-  # Heads here, here + width, ... below `opened`.
-  return (opened - here + width - 1) // width
+def _count(task):
+  # Open heads of this device; they come first.
+  return jnp.sum(task.heads[:, 0] < task.opened, dtype=jnp.int32)
 
 
 def _forward(bank, task, images, run):
   """Logits `[l, b, c+1]` of this device's open heads; zero for closed."""
-  here, width = lax.axis_index("head"), lax.axis_size("head")
 
   def one(i, logits):
     params, stats = jax.tree.map(lambda x: x[i, 0], (bank.params, bank.stats))
-    return logits.at[i].set(run(i * width + here, params, stats, images))
+    return logits.at[i].set(run(task.heads[i, 0], params, stats, images))
 
   shape = bank.loss.shape[0], images.shape[0], task.valid.shape[-1] + 1
   blank = jnp.zeros(shape)
   blank = manual.vary(blank, "head", *manual.varying(images))
-  stop = _count(task.opened, here, width)
-  return lax.fori_loop(0, stop, one, blank)
+  return lax.fori_loop(0, _count(task), one, blank)
 
 
 def _share(bank, task, prior, batch, objective, loss, train_heads):

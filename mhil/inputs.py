@@ -117,6 +117,12 @@ def tests(
     yield samples, len(order[i :: len(todo)])
 
 
+def test_batch(mesh: Mesh, recipe: Recipe) -> int:
+  """Samples of an evaluation step; a multiple of the `data` axis."""
+  data = mesh.shape["data"]
+  return -(-recipe.test_batch // data) * data
+
+
 def resident(
   stream: streams.Stream,
   dataset: data_lib.Dataset,

@@ -125,10 +125,10 @@ def fresh(
   partition: Partition,
   objective: objectives.Objective,
   optimizer: optax.GradientTransformation,
-  count: int,
+  numbers: np.ndarray,
   mesh: Mesh,
 ) -> Callable[[jax.Array], Any]:
-  """`key -> Parted` of `count` fresh heads; a `Bank` for `NONE`.
+  """`key -> Parted` of fresh heads; a `Bank` for `NONE`.
 
   A branch is drawn on the host and each device gets its part, for no device
   may have room for all. Parts hold their units in order, until a first
@@ -138,12 +138,12 @@ def fresh(
     partition: how they are cut.
     objective: of whole branches.
     optimizer: of unit learning rate.
-    count: number of heads.
+    numbers: `[l, h]` of the heads; see `bank.numbers`.
     mesh: where they lie.
   """
   if partition is NONE:
-    return jax.jit(heads.initializer(objective, optimizer, count, mesh))
-  l, h = bank_lib.rows(count, mesh)
+    return jax.jit(heads.initializer(objective, optimizer, numbers, mesh))
+  l, h = numbers.shape
   n, layout = partition.parts, partition.layout
   host = jax.local_devices(backend="cpu")[0]
   split = jax.jit(partition.split(objective, optimizer))
@@ -154,7 +154,7 @@ def fresh(
 
   def make(key):
     key = jax.device_put(key, host)
-    rows = [split(jax.random.fold_in(key, i)) for i in range(l * h)]
+    rows = [split(jax.random.fold_in(key, i)) for i in numbers.flat]
     trees, side, rest = jax.tree.map(
       lambda *x: place(np.stack(x).reshape(l, h, *x[0].shape)), *rows
     )

@@ -34,7 +34,8 @@ def open_phase(
     run_lib.scalar(len(phase.steps), run.mesh),
     sharding.replicated(np.bool_(phase.balanced), run.mesh),
     sharding.replicated(counts, run.mesh),
-    bank_lib.place(bank_lib.arrange(seen, run.mesh), run.mesh),
+    bank_lib.place(run.numbers, run.mesh),
+    bank_lib.place(bank_lib.arrange(seen[list(run.heads)], run.mesh), run.mesh),
   )
   return inputs.Feed(phase, held, task)
 
@@ -78,15 +79,15 @@ def features(
 
 
 def _of_head(run, program, bank, t, images, rows):
-  """What a program of one head makes of images, batch by batch."""
-  found = []
+  """What a program of head `t` makes of images, batch by batch."""
+  found, row = [], run.heads.index(t)
   batch = run.recipe.test_batch
   for start in range(0, len(rows), batch):
     part = rows[start : start + batch]
     padded = np.pad(part, (0, batch - len(part)), mode="edge")
     given = sharding.replicated(images[padded], run.mesh)
-    out = program(bank, run_lib.scalar(t, run.mesh), given)
-    here = t % run.mesh.shape["head"], slice(len(part))
+    out = program(bank, run_lib.scalar(row, run.mesh), given)
+    here = row % run.mesh.shape["head"], slice(len(part))
     found.append(jax.tree.map(lambda x, here=here: np.asarray(x)[here], out))
   return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
@@ -123,7 +124,7 @@ def probe(run: run_lib.Run, state: programs.State, t: int) -> dict[str, float]:
     return {}
   stream, dataset, rows = run.stream, run.dataset, []
   bank = run.whole(state.bank)
-  for head in range(t + 1):
+  for head in run_lib.opened(run, t):
     mine = np.flatnonzero(stream.head_of[dataset.test_labels] == head)
     found = _of_head(run, run.probe, bank, head, dataset.test_images, mine)
     column = stream.column_of[dataset.test_labels[mine]]
@@ -134,7 +135,7 @@ def probe(run: run_lib.Run, state: programs.State, t: int) -> dict[str, float]:
         for name, x in found.items()
       }
     )
-  names = rows[0]
+  names = rows[0] if rows else ()
   return {n: float(np.mean([row[n].mean() for row in rows])) for n in names}
 
 
@@ -151,13 +152,17 @@ def evaluate(
   return metrics.Tally(*(sum(map(np.asarray, each)) for each in zip(*parts)))
 
 
+def class_scores(run: run_lib.Run):
+  """`(bank, task, images) -> [b, heads, c]` of a run; see `scoring`."""
+  parts = run.mesh, run.dataset, run.objective, run.loss
+  return scoring.class_scores(*parts, run.numbers, len(run.stream.tasks))
+
+
 def predictor(run: run_lib.Run, state: programs.State, t: int):
   """`images [b, ...] -> classes [b]` over the heads open after task `t`."""
   task = open_phase(run, run.phases_of(t)[0]).task
   bank = whole(run, state, t)
-  scores = jax.jit(
-    scoring.class_scores(run.mesh, run.dataset, run.objective, run.loss)
-  )
+  scores = jax.jit(class_scores(run))
   # -1 in padded columns, which never win.
   class_of = np.full((len(run.stream.tasks), run.stream.head_width), -1)
   for c in range(run.dataset.classes):

@@ -1,12 +1,14 @@
 """Builds a run: checks its parts, places the data, compiles the programs."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from mhil import (
+  alone,
   assembly,
   compiling,
   heads,
@@ -23,6 +25,7 @@ from mhil import (
   streams,
   transforms,
 )
+from mhil import bank as bank_lib
 from mhil import data as data_lib
 from mhil import run as run_lib
 from mhil.recipe import Recipe
@@ -39,14 +42,21 @@ def build(
   seed: int,
   transform: transforms.Transform | None = None,
   partition: partitions.Partition = partitions.NONE,
+  heads_here: Sequence[int] = (),
 ) -> Run:
-  """Checks that the parts fit, places the data, compiles the programs."""
+  """Checks that the parts fit, places the data, compiles the programs.
+
+  With `heads_here`, only these are trained and tested, as if alone.
+  """
   transform = transform or transforms.none(dataset.classes)
   check(mesh, stream, dataset, recipe, transform.size)
   check_spread(mesh, objective, transform)
-  check_side(mesh, objective, len(stream.tasks))
+  check_side(mesh, objective, len(heads_here) or len(stream.tasks))
   check_parts(mesh, recipe, transform, partition)
-  home = stages.meshes(mesh)[0]
+  alone.check(heads_here, mesh, stream, loss, transform)
+  home, count = stages.meshes(mesh)[0], len(stream.tasks)
+  here = tuple(sorted(heads_here)) or tuple(range(count))
+  numbers = bank_lib.numbers(here, count, home)
   run = Run(
     home,
     stream,
@@ -64,9 +74,7 @@ def build(
     run_lib.read,
     lambda state: [state.step],
     None,
-    partitions.fresh(
-      partition, objective, recipe.optimizer, len(stream.tasks), home
-    ),
+    partitions.fresh(partition, objective, recipe.optimizer, numbers, home),
     None,
     jax.jit(scoring.of_head(heads.features, home, dataset, objective)),
     measuring.new_stats(home, dataset, objective, loss, recipe, transform),
@@ -77,6 +85,7 @@ def build(
     (),
     mesh,
     partition,
+    heads=here,
   )
   run = parting.attach(run)
   if objective.spread is not None and mesh.shape["stage"] > 1:
@@ -85,8 +94,9 @@ def build(
     run = assembly.whole(run)
   bank = start(run).bank
   tally = scoring.evaluate(
-    scoring.class_scores(home, dataset, objective, loss),
-    test_batch(home, recipe),
+    scoring.class_scores(home, dataset, objective, loss, numbers, count),
+    inputs.test_batch(home, recipe),
+    max(count, numbers.size),
   )
   tallying = jax.jit(tally).lower(
     run.whole(bank),
@@ -221,12 +231,6 @@ def check(
       raise ValueError(
         f"train.{name}={getattr(recipe, name)} trains nothing; use 1 or more"
       )
-
-
-def test_batch(mesh: Mesh, recipe: Recipe) -> int:
-  """Samples of an evaluation step; a multiple of the `data` axis."""
-  data = mesh.shape["data"]
-  return -(-recipe.test_batch // data) * data
 
 
 def _check_sizes(

@@ -245,15 +245,15 @@ def priors(
     correction: False for none.
   """
   l, _, c = task.valid.shape
-  h = lax.axis_size("head")
   if not correction:
     return jnp.zeros((l, c + 1))
   whole = jnp.round(counts * UNIT).astype(jnp.int32)
   own, rest = loss.prior(whole, samples.owners, task.opened)
-  table = jnp.zeros((l * h, c + 1))
+  # No head is without a class, so there are no more heads than classes.
+  table = jnp.zeros((len(counts), c + 1))
   table = table.at[samples.owners, samples.columns].set(own)
   table = table.at[samples.owners, c].set(rest)
-  return table.reshape(l, h, c + 1)[:, lax.axis_index("head")]
+  return table[jnp.minimum(task.heads[:, 0], len(counts) - 1)]
 
 
 def samples_spec(streamed: bool) -> Samples:

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,10 +56,12 @@ class Recorder:
     self,
     done: Progress,
     log: Callable[[int, dict[str, float]], None],
-    heads: int,
+    heads: Sequence[int],
+    tasks: int,
   ):
     self.step = done.step
-    self._done, self._log, self._heads = done, log, heads
+    self._done, self._log = done, log
+    self._heads, self._tasks = heads, tasks
     self._pending: tuple | None = None
     self._compiled: int | None = None
     self._stepping: float | None = None
@@ -111,9 +113,11 @@ class Recorder:
     step, steps, loss, bad_step, training = self._pending
     self._pending = None
     self.check(bad_step)
-    # The mesh may hold more heads than there are tasks.
-    mean = _of_heads(loss).mean(1)[: self._heads] / steps
-    row = tuple(float(x) if i in training else None for i, x in enumerate(mean))
+    # The mesh may hold more entries than there are heads.
+    mean = dict(zip(self._heads, _of_heads(loss).mean(1) / steps))
+    row = tuple(
+      float(mean[i]) if i in training else None for i in range(self._tasks)
+    )
     self._done = self._done._replace(
       history=(*self._done.history, (step, *row))
     )
@@ -130,7 +134,8 @@ class Recorder:
     bad = _of_heads(bad_step)
     if (bad >= 0).any():
       first = np.where(bad < 0, np.iinfo(np.int32).max, bad).min(1)
-      raise NotFinite(int(first.argmin()), int(first.min()) + 1)
+      head = self._heads[int(first.argmin())]
+      raise NotFinite(head, int(first.min()) + 1)
 
   def end(self, tally, found: dict[str, dict[str, float]]) -> None:
     """Books the test after a task, and what the objective measured."""

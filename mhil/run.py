@@ -61,6 +61,7 @@ class Run(NamedTuple):
     partition: how a branch falls into parts along `subnet`.
     exchanged: the collectives of one exchange between them.
     dealt: those of the first deal, before the first step.
+    heads: numbers of the heads that are here, in order.
   """
 
   mesh: Mesh
@@ -96,6 +97,12 @@ class Run(NamedTuple):
   collect: Callable[[bank_lib.Bank, np.ndarray], bank_lib.Bank] = (
     lambda bank, rows: bank
   )
+  heads: tuple[int, ...] = ()
+
+  @property
+  def numbers(self) -> np.ndarray:
+    """`[l, h]`, the heads as the bank holds them; see `bank.numbers`."""
+    return bank_lib.numbers(self.heads, len(self.stream.tasks), self.mesh)
 
   def phases_of(self, t: int) -> tuple[plan.Phase, ...]:
     """The phases of task `t`, in order."""
@@ -185,8 +192,14 @@ def renew(run: Run, state: programs.State, t: int) -> programs.State:
 
 
 def training(run: Run, t: int) -> tuple[int, ...]:
-  """Heads that learn in task `t`."""
-  return (t,) if run.recipe.train_heads == "new" else tuple(range(t + 1))
+  """Heads of those here that learn in task `t`."""
+  new = run.recipe.train_heads == "new"
+  return tuple(i for i in opened(run, t) if i == t or not new)
+
+
+def opened(run: Run, t: int) -> tuple[int, ...]:
+  """Heads of those here that are open in task `t`."""
+  return tuple(head for head in run.heads if head <= t)
 
 
 def read(state: programs.State):

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 
@@ -23,12 +24,22 @@ def class_scores(
   dataset: data_lib.Dataset,
   objective: objectives.Objective,
   loss: losses.Loss,
+  numbers: np.ndarray,
+  count: int,
 ) -> Callable[..., jax.Array]:
   """`(bank, task, images [b, ...]) -> scores [b, heads, c]`, on all devices.
 
-  One all-gather over `head`. Closed heads and padding score
-  `losses.MASKED`.
+  One all-gather over `head`. Closed heads, padding and heads that are not here
+  score `losses.MASKED`.
+
+  Args:
+    mesh, dataset, objective, loss: of the run.
+    numbers: `[l, h]` of the bank's heads; see `bank.numbers`.
+    count: of heads in all; there are as many in the result, or as the bank has
+      entries where these are more.
   """
+  count = max(count, numbers.size)
+  whole = np.array_equal(numbers.flat, np.arange(count))
 
   def local(bank, task, images):
     images = augment.prepare(images, **programs.pixels(dataset), train=False)
@@ -44,7 +55,11 @@ def class_scores(
   def scores(bank, task, images):
     images = jax.reshard(images, NamedSharding(mesh, P("data")))
     out = jax.reshard(spread(bank, task, images), NamedSharding(mesh, P()))
-    return out.reshape(out.shape[0], -1, out.shape[-1])
+    out = out.reshape(out.shape[0], -1, out.shape[-1])
+    if whole:
+      return out
+    blank = jnp.full((len(out), count, out.shape[-1]), losses.MASKED)
+    return blank.at[:, numbers.flatten()].set(out, mode="drop")
 
   return scores
 
@@ -97,7 +112,7 @@ def collect(
 
 
 def evaluate(
-  scores: Callable[..., jax.Array], batch: int
+  scores: Callable[..., jax.Array], batch: int, heads: int
 ) -> Callable[..., metrics.Tally]:
   """`(bank, task, samples, seen) -> Tally` over the first `seen` samples.
 
@@ -108,20 +123,19 @@ def evaluate(
   """
 
   def run(bank, task, samples, seen):
-    heads_in_all = bank.loss.size
-    blank, count = _tally(heads_in_all), (seen + batch - 1) // batch
+    blank, batches = _tally(heads), (seen + batch - 1) // batch
 
     def add(i, tally):
-      rows = i + count * jnp.arange(batch)
+      rows = i + batches * jnp.arange(batch)
       # Filled up with others that are seen, for statistics of a batch.
       taken = rows % seen
       table = scores(bank, task, samples.images[taken])
       label = samples.labels[taken]
       owners, columns = samples.owners[label], samples.columns[label]
-      more = _count(table, owners, columns, rows < seen)
+      more = count(table, owners, columns, rows < seen)
       return jax.tree.map(jnp.add, tally, more)
 
-    return lax.fori_loop(0, count, add, blank)
+    return lax.fori_loop(0, batches, add, blank)
 
   return run
 
@@ -131,28 +145,32 @@ def _tally(n):
   return metrics.Tally(row, row, row, row, row, jnp.zeros((n, n), jnp.int32))
 
 
-def _count(table, owners, columns, counted) -> metrics.Tally:
+def count(table, owners, columns, counted) -> metrics.Tally:
   """Counts of one batch; `table` is `[b, heads, c]`."""
   best = jnp.max(table, axis=2)
-  chosen = jnp.argmax(best, axis=1)
+  # Where no head has a score, none is chosen.
+  known = jnp.max(best, axis=1) > losses.MASKED
+  chosen = jnp.where(known, jnp.argmax(best, axis=1), -1)
   column = jnp.argmax(table, axis=2)
   own = jnp.take_along_axis(table, owners[:, None, None], axis=1)[:, 0]
   true = jnp.take_along_axis(own, columns[:, None], axis=1)[:, 0]
-  within = jnp.argmax(own, axis=1) == columns
-  right_head = chosen == owners
+  # A head that is not here knows nothing.
+  here = true > losses.MASKED
+  within = here & (jnp.argmax(own, axis=1) == columns)
+  right_head = here & (chosen == owners)
   above = jnp.sum(table > true[:, None, None], axis=(1, 2))
   picked = jnp.take_along_axis(column, chosen[:, None], axis=1)[:, 0]
   by_head = jax.nn.one_hot(owners, table.shape[1], dtype=jnp.int32)
   by_head = by_head * counted[:, None].astype(jnp.int32)
 
-  def count(hit):
+  def add(hit):
     return jnp.sum(by_head * hit[:, None].astype(jnp.int32), axis=0)
 
   return metrics.Tally(
     jnp.sum(by_head, axis=0),
-    count(right_head & (picked == columns)),
-    count(right_head),
-    count(within),
-    count(above < 5),
+    add(right_head & (picked == columns)),
+    add(right_head),
+    add(within),
+    add(here & (above < 5)),
     by_head.T @ jax.nn.one_hot(chosen, table.shape[1], dtype=jnp.int32),
   )

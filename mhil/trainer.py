@@ -12,6 +12,7 @@ import tqdm
 from jax.sharding import Mesh
 
 from mhil import (
+  alone,
   compiling,
   facts,
   inputs,
@@ -125,6 +126,7 @@ def fit(
   resume: bool = False,
   stop: Callable[[], bool] = lambda: False,
   log: Callable[[int, dict[str, float]], None] = lambda step, row: None,
+  scored: Callable[[int, np.ndarray], None] | None = None,
   bar: bool = False,
 ) -> Result:
   """The loop of `train`, over parts that are built and compiled.
@@ -135,6 +137,7 @@ def fit(
     resume: go on from the newest save, bit for bit.
     stop: asked after every step; True saves and returns.
     log: gets each row of numbers as it is known.
+    scored: gets, after each task, the scores of `alone.scores`.
     bar: show a progress bar.
 
   Raises:
@@ -149,8 +152,9 @@ def fit(
     saved = checkpoints.restore(like)
     state = run_lib.refit(run, saved[0], like) if saved else run_lib.start(run)
     done = progress.from_json(saved[1]) if saved else done
-  note = progress.Recorder(done, log, len(stream.tasks))
+  note = progress.Recorder(done, log, run.heads, len(stream.tasks))
   pace = run_lib.Pace(run)
+  score = alone.scorer(run) if scored else None
   meter = tqdm.tqdm(
     total=run.phases[-1].steps.stop,
     initial=done.step,
@@ -217,6 +221,8 @@ def fit(
       with note.testing():
         tally = phases.evaluate(run, state, feed)
       note.end(tally, found)
+      if scored is not None:
+        scored(t, alone.scores(run, state, feed, score))
       if checkpoints:
         save()
       note.compiled(compiling.count())

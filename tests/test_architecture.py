@@ -26,6 +26,7 @@ PAPER = {
 }
 # The loop knows no paper but the first, and neither files nor figures.
 ENGINE = {
+  "alone",
   "assembly",
   "augment",
   "bank",
@@ -60,6 +61,7 @@ ENGINE = {
 }
 LAW = {
   "__init__": {"version"},
+  "alone": ENGINE,
   "abreast": ENGINE
   | {"chain", "coupling", "guessing", "stage_programs", "stage_steps"},
   "assembly": ENGINE,

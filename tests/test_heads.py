@@ -17,7 +17,6 @@ from mhil import (
   phases,
   prepare,
   programs,
-  scoring,
   sharding,
   transforms,
 )
@@ -143,7 +142,10 @@ def run_with_only(whole, m, steps):
     return whole.loss.prior(counts, classes_of, 3)
 
   tables = bank_lib.Task(
-    np.int32(1), *feed.task[1:5], *map(take, feed.task[5:])
+    np.int32(1),
+    *feed.task[1:5],
+    np.zeros((1, 1), np.int32),
+    take(feed.task.valid),
   )
   tables = place(tables, mesh, bank_lib.TASK_SPEC)
   bank = jax.tree.map(take, run_lib.start(whole).bank)
@@ -279,9 +281,7 @@ class TestOpenAndClosed:
     tally = phases.evaluate(run, state, tiny.feed(run, 2))
     hits = (found == run.dataset.test_labels).sum()
     assert int(np.sum(np.asarray(tally.correct))) == hits
-    scores = scoring.class_scores(
-      run.mesh, run.dataset, run.objective, run.loss
-    )
+    scores = phases.class_scores(run)
     table = np.asarray(
       jax.jit(scores)(
         state.bank,

@@ -1,7 +1,5 @@
 """What is counted on the devices, against a plain numpy model."""
 
-import types
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -44,7 +42,7 @@ def test_counts_equal_their_definitions():
   table[:, 3] = losses.MASKED  # a closed head
   table[:, 1, 2] = losses.MASKED  # a head of two classes
   here = np.arange(n) < 280  # the rest fills the last batch up
-  got = scoring._count(
+  got = scoring.count(
     jnp.asarray(table), jnp.asarray(owners), jnp.asarray(columns),
     jnp.asarray(here),
   )  # fmt: skip
@@ -60,7 +58,7 @@ def test_equal_scores_share_their_rank():
   """Six classes tie: none of the others is above the true one."""
   table = jnp.zeros((1, 2, 3))
   zero = jnp.zeros(1, jnp.int32)
-  got = scoring._count(table, zero, zero + 2, jnp.ones(1, bool))
+  got = scoring.count(table, zero, zero + 2, jnp.ones(1, bool))
   assert int(got.top5[0]) == 1 and int(got.correct[0]) == 0
 
 
@@ -87,8 +85,7 @@ def test_each_batch_of_a_test_has_its_share_of_every_class(seen):
     )
     return jnp.where(fair, table, -table)
 
-  bank = types.SimpleNamespace(loss=np.zeros(2))
-  tally = scoring.evaluate(scores, batch)(bank, None, samples, seen)
+  tally = scoring.evaluate(scores, batch, 2)(None, None, samples, seen)
   total = np.asarray(tally.total)
   assert total.tolist() == [there[:2].sum(), there[2]], "each counts once"
   np.testing.assert_array_equal(tally.correct, total)
