@@ -4,26 +4,13 @@
 (c) closed heads on one device.
 """
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
-import numpy as np
 
-from experiments import measure
-from mhil import (
-  compiling,
-  data,
-  losses,
-  networks,
-  objectives,
-  prepare,
-  sharding,
-  streams,
-)
-from mhil import run as run_lib
-from mhil.recipe import Recipe
+from experiments import measure, setups
+from mhil import compiling
 
 HEADS = (1, 2, 4, 8, 16)
 TASKS = (1, 5, 10, 20)
@@ -42,77 +29,20 @@ COST = {
 }
 
 
-class Setup(NamedTuple):
-  """What every program of a table shares."""
-
-  name: str  # of the network, for the table
-  branch: Callable[[int], networks.Branch]  # from the number of logits
-  side: int = 32  # pixels
-  batch: int = 32
-  samples: int = 640  # in all, the same for any number of tasks
-
-
-CONVNET = Setup(
-  "convnet 16-32",
-  lambda logits: networks.convnet((32, 32, 3), logits, (16, 32), axis="data"),
-)
-# Much state and little work: copying a bank would show here first.
-MLP = Setup(
-  "mlp 3072-256",
-  lambda logits: networks.mlp(3072, logits, (256,), axis="data"),
-)
-
-
-def build(
-  setup: Setup,
-  heads: int,
-  *,
-  devices: int = 1,
-  loss: losses.Loss | None = None,
-  train_heads: str = "all",
-) -> run_lib.Run:
-  """A run over `heads` tasks of two classes each, compiled only once."""
-  return _build(setup, heads, devices, loss or losses.dce(), train_heads)
-
-
-@functools.cache
-def _build(setup, heads, devices, loss, train_heads) -> run_lib.Run:
-  classes = 2 * heads
-  rng = np.random.default_rng(0)
-  shape = setup.samples, setup.side, setup.side, 3
-  images = rng.integers(0, 256, shape, dtype=np.uint8)
-  labels = np.arange(setup.samples, dtype=np.int32) % classes
-  dataset = data.Dataset(
-    *("noise", images, labels, images[:classes], labels[:classes], classes),
-    *(255.0, (0.5,) * 3, (0.5,) * 3, 0, False),
-  )
-  return prepare.build(
-    sharding.make_mesh(head=devices),
-    streams.class_incremental(classes, increment=2, order_seed=None),
-    dataset,
-    objectives.end_to_end(setup.branch(3)),
-    loss,
-    # A pass over every sample is equally long whatever the tasks.
-    Recipe(batch=setup.batch, cumulative=True, train_heads=train_heads),
-    seed=0,
-  )
-
-
 def apart(
-  setup: Setup = CONVNET,
+  setup: setups.Setup = setups.CONVNET,
   counts: Sequence[int] = HEADS,
   repetitions: int = REPETITIONS,
 ) -> measure.Table:
   """(a) One head a device, with each loss."""
   counts = [n for n in counts if n <= len(jax.devices())]
-  kinds = {
-    "D-CE": losses.dce(),
-    "distributed CE": losses.distributed_ce(),
-    "centralised CE": losses.ce(),
-  }
   cases = [
-    ({"loss": kind, "heads": n}, build(setup, n, devices=n, loss=loss), n - 1)
-    for kind, loss in kinds.items()
+    (
+      {"loss": kind, "heads": n},
+      setups.build(setup, n, devices=n, loss=loss),
+      n - 1,
+    )
+    for kind, loss in setups.KINDS.items()
     for n in counts
   ]
   rows = measure.compare(cases, repetitions)
@@ -175,13 +105,13 @@ def _read_apart(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def together(
-  setups: Sequence[Setup] = (CONVNET, MLP),
+  networks: Sequence[setups.Setup] = (setups.CONVNET, setups.MLP),
   counts: Sequence[int] = TASKS,
   repetitions: int = REPETITIONS,
 ) -> measure.Table:
   """(b) Every head on one device, at the last task of longer streams."""
   rows = []
-  for setup in setups:
+  for setup in networks:
     # Short steps, whose time is to be compared within a few per cent.
     rows += _stream_lengths(setup, "new", counts, 5 * repetitions)
     rows += _stream_lengths(setup, "all", counts, repetitions)
@@ -191,7 +121,7 @@ def together(
     **{"cpu_ms": "CPU ms", "growth": f"time against {counts[0]}"},
   }
   note = (
-    f"D-CE; {'; '.join(map(_about, setups))}; at the last task, with every "
+    f"D-CE; {'; '.join(map(_about, networks))}; at the last task, with every "
     f"head open. Medians of {repetitions} repetitions taken in turn, "
     f"{5 * repetitions} for `new`; ratios within a repetition. The compiler's "
     "FLOPs and bytes count the body of the loop over heads **once**, so they "
@@ -203,12 +133,12 @@ def together(
 
 
 def _stream_lengths(
-  setup: Setup, kind: str, counts: Sequence[int], repetitions: int
+  setup: setups.Setup, kind: str, counts: Sequence[int], repetitions: int
 ) -> list[dict[str, Any]]:
   cases = []
   for n in counts:
     labels = {"network": setup.name, "train_heads": kind, "tasks": n}
-    cases.append((labels, build(setup, n, train_heads=kind), n - 1))
+    cases.append((labels, setups.build(setup, n, train_heads=kind), n - 1))
   rows = measure.compare(cases, repetitions)
   for row in rows:
     row["growth"] = measure.ratio(row, rows[0])
@@ -241,10 +171,12 @@ def _read_together(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def closed(
-  setup: Setup = CONVNET, held: int = 8, repetitions: int = REPETITIONS
+  setup: setups.Setup = setups.CONVNET,
+  held: int = 8,
+  repetitions: int = REPETITIONS,
 ) -> measure.Table:
   """(c) One device holds `held` heads, few or all of them open."""
-  one, many = build(setup, 1), build(setup, held)
+  one, many = setups.build(setup, 1), setups.build(setup, held)
   cases: list[measure.Case] = [({"held": 1, "open": 1}, one, 0)]
   for n in sorted({1, held // 4, held}):
     cases.append(({"held": held, "open": n}, many, n - 1))
@@ -288,7 +220,7 @@ def _sharing(devices: int) -> float:
   return max(1.0, devices / measure.cores()) if simulated else 1.0
 
 
-def _about(setup: Setup) -> str:
+def _about(setup: setups.Setup) -> str:
   run = f"{setup.name} on {setup.side}x{setup.side}x3 noise"
   return f"{run}, batch {setup.batch}, Adam, no augmentation"
 

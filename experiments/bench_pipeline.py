@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import bench_heads, measure
+from experiments import measure, setups
 from mhil import bank as bank_lib
 from mhil import (
   data,
@@ -74,7 +74,7 @@ def sources(images: int, folder: str | None) -> list[Source]:
 
 
 def build(
-  source: Source, setup: bench_heads.Setup, batch: int, epochs: int
+  source: Source, setup: setups.Setup, batch: int, epochs: int
 ) -> run_lib.Run:
   """A run of one task with all classes."""
   classes = source.dataset.classes
@@ -97,7 +97,7 @@ def alone(
 ) -> measure.Table:
   """(a) A pass over the images: shuffled, gathered or read, augmented."""
   found = sources(images, folder)
-  runs = [build(s, bench_heads.CONVNET, batch, 1) for s in found]
+  runs = [build(s, setups.CONVNET, batch, 1) for s in found]
   passes = [functools.partial(_pass, run, _fetch(run)) for run in runs]
   rows: list[dict[str, Any]] = [{"source": s.name} for s in found]
   for row, times in zip(rows, _in_turn(passes, repetitions), strict=True):
@@ -116,7 +116,7 @@ def training(
   images: int = IMAGES,
   batch: int = BATCH,
   folder: str | None = None,
-  setup: bench_heads.Setup = bench_heads.CONVNET,
+  setup: setups.Setup = setups.CONVNET,
   repetitions: int = REPETITIONS,
 ) -> measure.Table:
   """(b) The loop of `trainer.fit` on the same images."""

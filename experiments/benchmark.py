@@ -19,12 +19,14 @@ import numpy as np
 from absl import flags
 
 from experiments import (
+  bench_growth,
   bench_heads,
   bench_layers,
   bench_memory,
   bench_pipeline,
   bench_rehearsal,
   bench_resnet,
+  bench_scale,
   bench_stages,
   bench_subnets,
   cli,
@@ -34,14 +36,16 @@ from experiments import (
 from mhil import facts, sharding
 
 SUITES = {
+  "growth": bench_growth.SUITE,
   "heads": bench_heads.SUITE,
   "layers": bench_layers.SUITE,
   "memory": bench_memory.SUITE,
   "pipeline": bench_pipeline.SUITE,
   "rehearsal": bench_rehearsal.SUITE,
   "resnet": bench_resnet.SUITE,
-  "subnets": bench_subnets.SUITE,
+  "scale": bench_scale.SUITE,
   "stages": bench_stages.SUITE,
+  "subnets": bench_subnets.SUITE,
 }
 
 

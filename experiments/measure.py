@@ -100,14 +100,21 @@ def cost(run: run_lib.Run) -> dict[str, float]:
     bytes of memory; `traffic`, bytes over the `head` axis; `collectives`,
     their number.
   """
-  counted, usage = run.step.cost_analysis(), run.step.memory_analysis()
+  return of_program(run.step, run.traffic)
+
+
+def of_program(
+  compiled: Any, traffic: Sequence[sharding.Collective]
+) -> dict[str, float]:
+  """The same of any compiled program, with its collectives."""
+  counted, usage = compiled.cost_analysis(), compiled.memory_analysis()
   return {
     "flops": counted["flops"],
     "accessed": counted["bytes accessed"],
     "temporary": usage.temp_size_in_bytes,
     "arguments": usage.argument_size_in_bytes,
-    "traffic": sharding.bytes_over(run.traffic, "head"),
-    "collectives": sum("head" in c.axes for c in run.traffic),
+    "traffic": sharding.bytes_over(traffic, "head"),
+    "collectives": sum("head" in c.axes for c in traffic),
   }
 
 
@@ -123,10 +130,18 @@ def compare(cases: Sequence[Case], repetitions: int) -> list[dict[str, Any]]:
     For each case its labels, `cost`, and the medians `ms` on the wall and
     `cpu_ms` over all of the process's threads; `walls` holds every time.
   """
-  walls, cpus = turns(
-    [Stepper(run, task) for _, run, task in cases], repetitions
-  )
+  steppers = [Stepper(run, task) for _, run, task in cases]
   rows = [labels | cost(run) for labels, run, _ in cases]
+  return timed(rows, steppers, repetitions)
+
+
+def timed(
+  rows: list[dict[str, Any]],
+  steppers: Sequence[Callable[[], None]],
+  repetitions: int,
+) -> list[dict[str, Any]]:
+  """The rows with the times of their steppers, as in `compare`."""
+  walls, cpus = turns(steppers, repetitions)
   for row, wall_ms, cpu_ms in zip(rows, walls, cpus, strict=True):
     row["ms"] = statistics.median(wall_ms)
     row["cpu_ms"] = statistics.median(cpu_ms)

@@ -1,10 +1,15 @@
 """The CIFAR ResNet in PyTorch, compiled: what a GPU user would compare with.
 
-PyTorch is no dependency; without it the suite `resnet` leaves its rows out.
+PyTorch is no dependency; without it the suites leave its rows out.
 """
 
+import functools
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
+
+import jax
+from absl import logging
 
 try:
   import torch
@@ -48,6 +53,50 @@ def resnet(depth: int, outputs: int) -> Any:
   return nn.Sequential(*layers, *pool)
 
 
+def device() -> str:
+  """Where JAX computes, so that both libraries use the same device."""
+  gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
+  return "cuda" if gpu else "cpu"
+
+
+def placed(module: Any) -> Any:
+  """The module on the device, its images with channels last."""
+  return module.to(device(), memory_format=torch.channels_last)
+
+
+@functools.cache
+def compiles() -> bool:
+  """Whether `torch.compile` works; on a CPU it needs a C++ compiler."""
+  try:
+    torch.compile(lambda x: x + 1)(torch.zeros(1, device=device()))
+  except Exception as error:  # Its class depends on what is missing.
+    logging.warning("PyTorch does not compile here: %s", error)
+    return False
+  # Without it a tenth network would silently run uncompiled.
+  torch._dynamo.config.fail_on_recompile_limit_hit = True
+  return True
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+  """The function, compiled for fixed shapes where that works."""
+  return torch.compile(function, dynamic=False) if compiles() else function
+
+
+def learner(
+  loss: Callable[..., Any], parameters: Iterable[Any]
+) -> Callable[..., None]:
+  """A step of SGD, with momentum and weight decay, on a compiled loss."""
+  optimizer = torch.optim.SGD(parameters, 0.1, momentum=0.9, weight_decay=5e-4)
+  loss = compiled(loss)
+
+  def step(*given):
+    optimizer.zero_grad(set_to_none=True)
+    loss(*given).backward()
+    optimizer.step()
+
+  return step
+
+
 def rate(
   depth: int, outputs: int, batch: int, steps: int, heads: int, *, bf16: bool
 ) -> float:
@@ -56,23 +105,19 @@ def rate(
   Channels last, `torch.compile`, SGD with momentum and weight decay; images
   lie on the device, normalised, without augmentation.
   """
-  device = "cuda" if torch.cuda.is_available() else "cpu"
   torch.backends.cudnn.benchmark = True
   torch.manual_seed(0)
-  # Without it a tenth network would silently run uncompiled.
-  torch._dynamo.config.fail_on_recompile_limit_hit = True
   torch._dynamo.reset()
-  images = torch.randn(batch, 3, 32, 32, device=device)
+  images = torch.randn(batch, 3, 32, 32, device=device())
   images = images.to(memory_format=torch.channels_last)
-  labels = torch.randint(outputs, (batch,), device=device)
-  jobs = [_job(resnet(depth, outputs), device, bf16) for _ in range(heads)]
+  labels = torch.randint(outputs, (batch,), device=device())
+  jobs = [_job(placed(resnet(depth, outputs)), bf16) for _ in range(heads)]
 
   def run(count: int) -> None:
     for _ in range(count):
       for job in jobs:
         job(images, labels)
-    if device == "cuda":
-      torch.cuda.synchronize()
+    wait()
 
   run(5)  # compiles, and lets cuDNN choose
   start = time.perf_counter()
@@ -80,21 +125,15 @@ def rate(
   return steps * batch / (time.perf_counter() - start)
 
 
-def _job(network: Any, device: str, bf16: bool) -> Any:
-  network = network.to(device, memory_format=torch.channels_last)
-  optimizer = torch.optim.SGD(
-    network.parameters(), 0.1, momentum=0.9, weight_decay=5e-4
-  )
+def wait() -> None:
+  """Waits for the device."""
+  if device() == "cuda":
+    torch.cuda.synchronize()
 
+
+def _job(network: Any, bf16: bool) -> Callable[..., None]:
   def loss(images, labels):
-    with torch.autocast(device, torch.bfloat16, enabled=bf16):
+    with torch.autocast(device(), torch.bfloat16, enabled=bf16):
       return nn.functional.cross_entropy(network(images), labels)
 
-  compiled = torch.compile(loss)
-
-  def step(images, labels):
-    optimizer.zero_grad(set_to_none=True)
-    compiled(images, labels).backward()
-    optimizer.step()
-
-  return step
+  return learner(loss, network.parameters())

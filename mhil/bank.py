@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from mhil import manual
 
@@ -111,7 +111,7 @@ class Task(NamedTuple):
 TASK_SPEC = Task(P(), P(), P(), P(), P(), SPEC, SPEC)
 
 
-def rows(heads: int, mesh: Mesh) -> tuple[int, int]:
+def rows(heads: int, mesh: Mesh | AbstractMesh) -> tuple[int, int]:
   """The bank's leading shape `(l, h)` for at least `heads` heads."""
   h = mesh.shape["head"]
   return -(-heads // h), h

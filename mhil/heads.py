@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from mhil import bank as bank_lib
 from mhil import losses, manual, objectives
@@ -42,7 +42,7 @@ def initializer(
   objective: objectives.Objective,
   optimizer: optax.GradientTransformation,
   numbers: np.ndarray,
-  mesh: Mesh,
+  mesh: Mesh | AbstractMesh,
 ) -> Callable[[jax.Array], Bank]:
   """`key -> Bank` of fresh heads, born on their devices; to be jitted.
 

@@ -162,18 +162,20 @@ def predictor(run: run_lib.Run, state: programs.State, t: int):
   """`images [b, ...] -> classes [b]` over the heads open after task `t`."""
   task = open_phase(run, run.phases_of(t)[0]).task
   bank = whole(run, state, t)
-  scores = jax.jit(class_scores(run))
-  # -1 in padded columns, which never win.
-  class_of = np.full((len(run.stream.tasks), run.stream.head_width), -1)
-  for c in range(run.dataset.classes):
-    class_of[run.stream.head_of[c], run.stream.column_of[c]] = c
+  winner = jax.jit(
+    scoring.winner(run.mesh, run.dataset, run.objective, run.loss)
+  )
+  # -1 in padded columns and closed heads, which never win.
+  class_of = np.full((bank.loss.size, run.stream.head_width), -1)
+  for row, head in enumerate(run.heads):
+    for column, c in enumerate(run.stream.tasks[head]):
+      class_of[row, column] = c
 
   def predict(images: np.ndarray) -> np.ndarray:
     padding = -len(images) % run.mesh.shape["data"]
     padded = np.concatenate([images, images[:1].repeat(padding, 0)])
     placed = sharding.place(padded, run.mesh, P())
-    table = np.asarray(scores(bank, task, placed))[: len(images)]
-    best = table[:, : len(class_of)].reshape(len(images), -1).argmax(1)
-    return class_of.reshape(-1)[best]
+    place = np.asarray(winner(bank, task, placed))[: len(images)]
+    return class_of.reshape(-1)[place]
 
   return predict

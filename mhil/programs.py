@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from mhil import augment, heads, losses, objectives, partitions, transforms
 from mhil import bank as bank_lib
@@ -78,7 +78,7 @@ def pixels(dataset: data_lib.Dataset) -> dict[str, Any]:
 
 
 def train_step(
-  mesh: Mesh,
+  mesh: Mesh | AbstractMesh,
   dataset: data_lib.Dataset,
   objective: objectives.Objective,
   loss: losses.Loss,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from mhil import augment, heads, losses, metrics, objectives, programs
 from mhil import bank as bank_lib
@@ -20,7 +20,7 @@ P = jax.P
 
 
 def class_scores(
-  mesh: Mesh,
+  mesh: Mesh | AbstractMesh,
   dataset: data_lib.Dataset,
   objective: objectives.Objective,
   loss: losses.Loss,
@@ -40,21 +40,11 @@ def class_scores(
   """
   count = max(count, numbers.size)
   whole = np.array_equal(numbers.flat, np.arange(count))
-
-  def local(bank, task, images):
-    images = augment.prepare(images, **programs.pixels(dataset), train=False)
-    return heads.scores(bank, task, images, objective=objective, loss=loss)
-
-  spread = jax.shard_map(
-    local,
-    mesh=mesh,
-    in_specs=(bank_lib.SPEC, bank_lib.TASK_SPEC, P("data")),
-    out_specs=P("data", None, "head"),
-  )
+  parts = mesh, dataset, objective, loss
+  table = of_scores(lambda x: x, P("data", None, "head"), *parts)
 
   def scores(bank, task, images):
-    images = jax.reshard(images, NamedSharding(mesh, P("data")))
-    out = jax.reshard(spread(bank, task, images), NamedSharding(mesh, P()))
+    out = table(bank, task, images)
     out = out.reshape(out.shape[0], -1, out.shape[-1])
     if whole:
       return out
@@ -62,6 +52,70 @@ def class_scores(
     return blank.at[:, numbers.flatten()].set(out, mode="drop")
 
   return scores
+
+
+def winner(
+  mesh: Mesh | AbstractMesh,
+  dataset: data_lib.Dataset,
+  objective: objectives.Objective,
+  loss: losses.Loss,
+) -> Callable[..., jax.Array]:
+  """`(bank, task, images [b, ...]) -> [b]`, where the best score stands.
+
+  The place in the flat scores `[heads * c]` of an image, the first of equal
+  ones. Two all-reduces over `head` of a number an image, whatever the heads.
+  """
+  return of_scores(first_best, P("data"), mesh, dataset, objective, loss)
+
+
+def first_best(table: jax.Array) -> jax.Array:
+  """Scores `[b, l, 1, c]` of a device to their `winner`; in `shard_map`."""
+  b, l, _, c = table.shape
+  h = lax.axis_size("head")
+  head = jnp.arange(l) * h + lax.axis_index("head")
+  places = (head[:, None] * c + jnp.arange(c)[None]).reshape(1, l * c)
+  flat = table.reshape(b, l * c)
+  top = lax.pmax(jnp.max(flat, axis=1), "head")
+  # Of scores that are not numbers none is the best: then the last place.
+  best = jnp.where(flat == top[:, None], places, l * h * c - 1)
+  return lax.pmin(jnp.min(best, axis=1), "head")
+
+
+def of_scores(
+  function: Callable[[jax.Array], Any],
+  spec: P,
+  mesh: Mesh | AbstractMesh,
+  dataset: data_lib.Dataset,
+  objective: objectives.Objective,
+  loss: losses.Loss,
+) -> Callable[..., Any]:
+  """`(bank, task, images [b, ...]) -> tree`, whole on all devices.
+
+  Args:
+    function: scores `[b, l, 1, c]` of a device to a tree; in `shard_map`.
+    spec: how its arrays lie on the mesh, before they go to all devices.
+    mesh, dataset, objective, loss: of the run.
+  """
+
+  def local(bank, task, images):
+    images = augment.prepare(images, **programs.pixels(dataset), train=False)
+    scores = heads.scores(bank, task, images, objective=objective, loss=loss)
+    return function(scores)
+
+  spread = jax.shard_map(
+    local,
+    mesh=mesh,
+    in_specs=(bank_lib.SPEC, bank_lib.TASK_SPEC, P("data")),
+    out_specs=spec,
+  )
+
+  def run(bank, task, images):
+    images = jax.reshard(images, NamedSharding(mesh, P("data")))
+    everywhere = NamedSharding(mesh, P())
+    out = spread(bank, task, images)
+    return jax.tree.map(lambda x: jax.reshard(x, everywhere), out)
+
+  return run
 
 
 def of_head(

@@ -17,6 +17,7 @@ from experiments import (
   benchmark,
   cli,
   measure,
+  setups,
   torch_resnet,
 )
 from mhil import inputs, networks, phases
@@ -24,23 +25,23 @@ from mhil import run as run_lib
 
 FLAT = tuple(bench_heads.FLAT)
 TINY = {"side": 8, "batch": 8, "samples": 160}
-SMALL = bench_heads.Setup(
+SMALL = setups.Setup(
   "small mlp",
   lambda logits: networks.mlp(192, logits, (64,), axis="data"),
   **TINY,
 )
-CONVNET = bench_heads.Setup(
+CONVNET = setups.Setup(
   "small convnet",
   lambda logits: networks.convnet((8, 8, 3), logits, (4,), axis="data"),
   **TINY,
 )
 # 1.2 MB of state a head, so that a copy of the bank could not be overlooked.
-WIDE = bench_heads.Setup(
+WIDE = setups.Setup(
   "wide mlp",
   lambda logits: networks.mlp(192, logits, (512,), axis="data"),
   **TINY,
 )
-PIPELINE = bench_heads.Setup(
+PIPELINE = setups.Setup(
   "small convnet",
   lambda logits: networks.convnet((32, 32, 3), logits, (2,), axis="data"),
 )
@@ -58,7 +59,7 @@ def closed():
 
 
 def held(heads, train_heads):
-  run = bench_heads.build(WIDE, heads, train_heads=train_heads)
+  run = setups.build(WIDE, heads, train_heads=train_heads)
   return measure.cost(run)
 
 
