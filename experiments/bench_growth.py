@@ -5,7 +5,6 @@ PyTorch is no dependency: without it its rows are missing.
 """
 
 import functools
-import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +19,8 @@ OURS, GROWING = "mhil: D-CE, old heads frozen", "PyTorch: growing network"
 COUPLED, ONE = "mhil: CE, old heads frozen", "mhil: one network, replay"
 REPLAY = "PyTorch: one network, replay"
 MISSING = "PyTorch is not installed, so its rows are missing."
+# Of a single head `none` is cross-entropy, without a second forward pass.
+DCE, CE, ALONE = losses.dce(), losses.ce(), losses.dce("none")
 
 
 class Size(NamedTuple):
@@ -29,17 +30,6 @@ class Size(NamedTuple):
   each: int = EACH  # classes of a task
   batch: int = BATCH
   samples: int = 640
-
-  def setup(self, each: int) -> setups.Setup:
-    """The same with so many classes of a task, for mhil."""
-    return setups.Setup(
-      f"ResNet-{self.depth}",
-      functools.partial(networks.resnet_cifar, self.depth, axis="data"),
-      batch=self.batch,
-      samples=self.samples,
-      each=each,
-      optimizer=optimizers.sgd(0.9, 5e-4),
-    )
 
 
 SIZE = Size()
@@ -78,9 +68,9 @@ def theirs_too() -> bool:
 
 
 def _kinds() -> list[Callable[[Size, int], Case]]:
-  ours = [
-    functools.partial(_heads, OURS, losses.dce()),
-    functools.partial(_heads, COUPLED, losses.ce()),
+  ours: list[Callable[[Size, int], Case]] = [
+    functools.partial(_heads, OURS, DCE),
+    functools.partial(_heads, COUPLED, CE),
     _one,
   ]
   if not theirs_too():
@@ -92,17 +82,28 @@ def _kinds() -> list[Callable[[Size, int], Case]]:
   ]
 
 
+@functools.cache
+def setup_of(size: Size, each: int) -> setups.Setup:
+  """Of mhil, with so many classes of a task; one object, so built once."""
+  return setups.Setup(
+    f"ResNet-{size.depth}",
+    functools.partial(networks.resnet_cifar, size.depth, axis="data"),
+    batch=size.batch,
+    samples=size.samples,
+    each=each,
+    optimizer=optimizers.sgd(0.9, 5e-4),
+  )
+
+
 def _heads(name: str, loss: losses.Loss, size: Size, tasks: int) -> Case:
-  setup = size.setup(size.each)
+  setup = setup_of(size, size.each)
   run = setups.build(setup, tasks, loss=loss, train_heads="new")
   labels = {"row": name, "tasks": tasks, "parameters": _numbers(run)}
   return labels, measure.Stepper(run, tasks - 1)
 
 
 def _one(size: Size, tasks: int) -> Case:
-  # Of a single head this is cross-entropy, without a second forward pass.
-  loss = losses.dce("none")
-  run = setups.build(size.setup(size.each * tasks), 1, loss=loss)
+  run = setups.build(setup_of(size, size.each * tasks), 1, loss=ALONE)
   labels = {"row": ONE, "tasks": tasks, "parameters": _numbers(run)}
   return labels, measure.Stepper(run, 0)
 
@@ -135,7 +136,9 @@ def _note(size: Size, repetitions: int) -> str:
     f"all; PyTorch is {mode}, channels last. mhil with CE does the same with a "
     "classifier for each head; with D-CE old heads are not run at all. Replay "
     "is one network for all classes, in either library. What each learns is "
-    "not compared here."
+    "not compared here: heads that D-CE does not run learn nothing of new "
+    "classes. With `train_heads=all` every head learns, and the time of a step "
+    "grows with their number ([heads](heads.md))."
   )
 
 
@@ -156,23 +159,28 @@ def _read_steps(
     f"times as long, its plain replay {rows[REPLAY, last]['growth']:.2f}."
   )
   for n in counts:
-    ours = measure.ratio(rows[OURS, n], rows[GROWING, n])
-    word = "slower" if ours > 1 else "faster"
+    growing = measure.ratio(rows[OURS, n], rows[GROWING, n])
+    replay = measure.ratio(rows[OURS, n], rows[REPLAY, n])
     lines.append(
-      f"{n} task{'s' * (n > 1)}: D-CE with frozen old heads takes {ours:.2f} "
-      f"times the time of PyTorch's growing network, it is {word}; "
-      f"{measure.ratio(rows[OURS, n], rows[REPLAY, n]):.2f} times that of "
-      "PyTorch's plain replay."
+      f"{n} task{'s' * (n > 1)}: D-CE with frozen old heads is "
+      f"{_beside(growing)} PyTorch's growing network, and {_beside(replay)} "
+      "its plain replay."
     )
   same = measure.ratio(rows[ONE, last], rows[REPLAY, last])
   alike = measure.ratio(rows[COUPLED, last], rows[GROWING, last])
   return [
     *lines,
-    f"Where the work is the same, mhil takes {same:.2f} times PyTorch's time "
-    f"(one network, {last} tasks), and {alike:.2f} times (old branches run "
-    f"forwards, {last} tasks). So what D-CE gains over a growing network comes "
-    "from the branches that it need not run, not from faster arithmetic.",
+    f"Where the work is the same, at {last} tasks: mhil's one network is "
+    f"{_beside(same)} PyTorch's, and mhil that runs its old heads forwards "
+    f"(CE) is {_beside(alike)} the growing network. This is the speed of the "
+    "arithmetic; what D-CE has beyond it is from old heads that do not run.",
   ]
+
+
+def _beside(times: float) -> str:
+  """`SLOWER than` or `faster than`, from the time over the other's time."""
+  word = "SLOWER" if times > 1 else "faster"
+  return f"{word} ({times:.2f} times the time) than"
 
 
 def inside(
@@ -245,20 +253,31 @@ def _theirs(size: Size) -> list[Case]:
 def _read_inside(rows: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
   if ("PyTorch", "step") not in rows:
     return [MISSING]
-  told = ", ".join(
-    f"{part} {row['beside']:.2f}"
+  told = "; ".join(
+    f"{part}: {_beside(row['beside'])} PyTorch"
     for (library, part), row in rows.items()
     if library == "mhil"
   )
-  ms = {key: statistics.median(row["walls"]) for key, row in rows.items()}
-  loop = ms["mhil", "step"] / ms["mhil", "gradient"]
+  more = {
+    library: measure.ratio(rows[library, "step"], rows[library, "gradient"])
+    for library in ("mhil", "PyTorch")
+  }
   return [
-    f"mhil's time over PyTorch's for the same arithmetic: {told}. The kernels "
-    "are XLA's here and oneDNN's there.",
-    f"A step of mhil takes {loop:.2f} times its gradient in straight code, a "
-    f"step of PyTorch "
-    f"{ms['PyTorch', 'step'] / ms['PyTorch', 'gradient']:.2f} times.",
+    f"mhil, for the same arithmetic: {told}. {_kernels()}",
+    f"A step takes {more['mhil']:.2f} times the gradient in straight code in "
+    f"mhil, {more['PyTorch']:.2f} times in PyTorch: what is more is the batch, "
+    "the optimiser and, in mhil, the loop over heads.",
   ]
+
+
+def _kernels() -> str:
+  if jax.default_backend() != "cpu":
+    return "The kernels are those of XLA and of PyTorch's compiler."
+  return (
+    "The kernels are XLA's here and oneDNN's there; on a CPU mhil has its own "
+    "gradients of convolutions, which are fast inside the loop over heads and "
+    "can be slower than XLA's outside ([decisions](../decisions.md))."
+  )
 
 
 SUITE = measure.Suite(1, (steps, inside))

@@ -15,7 +15,7 @@ from experiments import (
   torch_growth,
   torch_resnet,
 )
-from mhil import losses, networks
+from mhil import networks
 
 TOY = bench_growth.Size(depth=8, each=2, batch=4, samples=16)
 SIZES = 8, 3, 2, 4, 16  # depth, tasks, classes of a task, batch, samples
@@ -23,6 +23,11 @@ SIZES = 8, 3, 2, 4, 16  # depth, tasks, classes of a task, batch, samples
 
 def needs_torch():
   pytest.importorskip("torch", reason="PyTorch is no dependency")
+
+
+def not_compiled(patch):
+  """What is learnt is the same, and starts at once."""
+  patch.setattr(torch_resnet, "compiles", lambda: False)
 
 
 @functools.cache
@@ -91,13 +96,14 @@ def test_old_heads_run_forwards_with_ce_and_not_with_dce():
   """What the rows stand for, from the compiled steps of three tasks."""
 
   def flops(loss, heads):
-    run = setups.build(TOY.setup(2), heads, loss=loss, train_heads="new")
+    setup = bench_growth.setup_of(TOY, 2)
+    run = setups.build(setup, heads, loss=loss, train_heads="new")
     return measure.cost(run)["flops"]
 
-  alone, ours = flops(losses.dce(), 1), flops(losses.dce(), 3)
+  alone, ours = flops(bench_growth.DCE, 1), flops(bench_growth.DCE, 3)
   assert measure.spread([alone, ours]) < 0.01
   # A forward pass is a third of a step, or less.
-  assert 1.2 * ours < flops(losses.ce(), 3) < 1.6 * ours
+  assert 1.2 * ours < flops(bench_growth.CE, 3) < 1.6 * ours
 
 
 class TestReading:
@@ -111,11 +117,37 @@ class TestReading:
     )
     lines = bench_growth._read_steps(rows, (1, 20))
     assert "growing network takes 9.00 times as long" in lines[0]
-    assert "1 task: D-CE with frozen old heads takes 3.00 times" in lines[1]
-    assert "slower" in lines[1] and "faster" not in lines[1]
-    assert "20 tasks" in lines[2] and "it is faster" in lines[2]
-    assert "3.00 times that of PyTorch's plain replay" in lines[2]
-    assert "2.50 times PyTorch's time" in lines[3] and "2.22" in lines[3]
+    name = "D-CE with frozen old heads is"
+    assert lines[1] == (
+      f"1 task: {name} SLOWER (3.00 times the time) than PyTorch's growing "
+      "network, and SLOWER (3.00 times the time) than its plain replay."
+    )
+    assert f"20 tasks: {name} faster (0.33 times the time) than" in lines[2]
+    assert "and SLOWER (3.00 times the time) than its plain" in lines[2]
+    assert "one network is SLOWER (2.50 times" in lines[3]
+    assert "(CE) is SLOWER (2.22 times" in lines[3]
+
+  def test_parts_of_one_network(self):
+    times = {
+      ("mhil", "forwards"): 3.0,
+      ("mhil", "gradient"): 10.0,
+      ("mhil", "step"): 15.0,
+      ("PyTorch", "forwards"): 4.0,
+      ("PyTorch", "gradient"): 5.0,
+      ("PyTorch", "step"): 10.0,
+    }
+    rows = {
+      (library, part): {
+        "walls": [ms],
+        "beside": ms / times["PyTorch", part],
+      }
+      for (library, part), ms in times.items()
+    }
+    first, second = bench_growth._read_inside(rows)
+    assert "forwards: faster (0.75 times the time) than PyTorch;" in first
+    assert "gradient: SLOWER (2.00 times the time) than PyTorch;" in first
+    assert "step: SLOWER (1.50 times the time) than PyTorch." in first
+    assert "1.50 times the gradient in straight code in mhil, 2.00" in second
 
   def test_without_pytorch(self):
     rows = table(ours=(3.0, 3.0), coupled=(4.0, 8.0), one=(2.0, 2.0))
@@ -137,8 +169,9 @@ def same(module, before):
 @pytest.mark.filterwarnings("default")
 @pytest.mark.slow
 class TestTorch:
-  def test_old_branches_stay_and_the_rest_learns(self):
+  def test_old_branches_stay_and_the_rest_learns(self, monkeypatch):
     needs_torch()
+    not_compiled(monkeypatch)
     learner = torch_growth.growing(*SIZES)
     old = [copies(branch) for branch in learner.frozen]
     new, joint = map(copies, learner.trained)
@@ -149,9 +182,10 @@ class TestTorch:
     assert not any(same(learner.trained[0], new))
     assert not any(same(learner.trained[1], joint))
 
-  def test_it_learns_the_classes_of_all_tasks(self):
+  def test_it_learns_the_classes_of_all_tasks(self, monkeypatch):
     """Sixteen images by heart; chance is log 6."""
     needs_torch()
+    not_compiled(monkeypatch)
     torch = torch_resnet.torch
     torch.manual_seed(0)
     for make in torch_growth.growing, torch_growth.replay:

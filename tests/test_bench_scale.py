@@ -72,7 +72,8 @@ class TestApart:
     first, _, last = apart().reading
     assert "Over `head` 0 bytes in 0 collectives" in first
     assert "state flat (0.0 %)" in first
-    assert "Centralised CE moves 512 bytes to each of 8 devices" in last
+    assert "collectives, flat (0.0 %); all 8 devices wait" in last
+    assert "Centralised CE moves 512 bytes to each of 8 devices, 4 tim" in last
 
   def test_markdown_has_a_cell_for_every_column(self):
     for table in apart(), one_task(), inference():
@@ -142,5 +143,5 @@ class TestInference:
 
   def test_the_reading_quotes_the_table(self):
     first, last = inference().reading
-    assert "5.0 times less" in first
-    assert "128 bytes in 2 collectives" in last and ": flat (0.0 %)" in last
+    assert "5.0 times less; it grows 4 times from 2 heads on." in first
+    assert "128 bytes in 2 collectives: flat (0.0 %) in the number" in last

@@ -53,7 +53,7 @@ def compiled(lowered, devices):
   return lowered.compile(device_assignment=found)
 
 
-@pytest.mark.parametrize("heads, devices", [(4, 4), (3, 2), (2, 1)])
+@pytest.mark.parametrize("heads, devices", [(4, 4), (3, 2)])
 def test_shapes_are_those_of_a_run(heads, devices):
   run = setups.build(SMALL, heads, devices=devices)
   parts = setups.parts(SMALL, heads, losses.dce())
