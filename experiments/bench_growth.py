@@ -265,7 +265,7 @@ def _read_inside(rows: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
   return [
     f"mhil, for the same arithmetic: {told}. {_kernels()}",
     f"A step takes {more['mhil']:.2f} times the gradient in straight code in "
-    f"mhil, {more['PyTorch']:.2f} times in PyTorch: what is more is the batch, "
+    f"mhil, {more['PyTorch']:.2f} times in PyTorch: what differs is the batch, "
     "the optimiser and, in mhil, the loop over heads.",
   ]
 
