@@ -5,6 +5,8 @@
 A head is a convnet in three modules; the classifiers between them pay the
 head's own loss, D-CE, so nothing is sent between heads.
 `--config.mesh.stage=3` puts each module of each head on a device of its own.
+Average incremental accuracy 97.9 %, last 95.8 %; the same network trained end
+to end (`--config.local.isolated=false`) 97.9 and 95.6 %: one run each, seed 0.
 """
 
 from mhil import config

@@ -49,14 +49,15 @@ def given(parts: setups.Parts, mesh: AbstractMesh) -> Given:
   number, classes = shape((), jnp.int32), parts.dataset.classes
   key = shape((), jax.random.key(0).dtype)
   count = len(parts.stream.tasks)
+  numbers = bank_lib.numbers(range(count), count, mesh)
   fresh = heads.initializer(
-    parts.objective, parts.recipe.optimizer, count, mesh
+    parts.objective, parts.recipe.optimizer, numbers, mesh
   )
   bank = jax.tree.map(
     lambda x: shape(x.shape, x.dtype, bank_lib.SPEC),
     jax.eval_shape(jax.jit(fresh), key),
   )
-  valid = *bank_lib.rows(count, mesh), parts.stream.head_width
+  valid = *numbers.shape, parts.stream.head_width
   images, batch = parts.dataset.train_images, parts.recipe.batch
   return Given(
     programs.State(number, bank, ()),
@@ -64,6 +65,7 @@ def given(parts: setups.Parts, mesh: AbstractMesh) -> Given:
     bank_lib.Task(
       *(number, number, number, shape((), jnp.bool_)),
       shape((classes,), jnp.float32),
+      shape(numbers.shape, jnp.int32, bank_lib.SPEC),
       shape(valid, jnp.bool_, bank_lib.SPEC),
     ),
     programs.Samples(

@@ -117,7 +117,9 @@ def rows(heads: int, mesh: Mesh | AbstractMesh) -> tuple[int, int]:
   return -(-heads // h), h
 
 
-def numbers(heads: Sequence[int], count: int, mesh: Mesh) -> np.ndarray:
+def numbers(
+  heads: Sequence[int], count: int, mesh: Mesh | AbstractMesh
+) -> np.ndarray:
   """Which head an entry `[l, h]` holds, of `count` in all; then `count`, .."""
   l, h = rows(len(heads), mesh)
   beyond = range(count, count + l * h - len(heads))

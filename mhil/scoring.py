@@ -24,8 +24,8 @@ def class_scores(
   dataset: data_lib.Dataset,
   objective: objectives.Objective,
   loss: losses.Loss,
-  numbers: np.ndarray,
-  count: int,
+  numbers: np.ndarray | None = None,
+  count: int = 0,
 ) -> Callable[..., jax.Array]:
   """`(bank, task, images [b, ...]) -> scores [b, heads, c]`, on all devices.
 
@@ -34,21 +34,20 @@ def class_scores(
 
   Args:
     mesh, dataset, objective, loss: of the run.
-    numbers: `[l, h]` of the bank's heads; see `bank.numbers`.
+    numbers: `[l, h]` of the bank's heads, see `bank.numbers`; None for all.
     count: of heads in all; there are as many in the result, or as the bank has
       entries where these are more.
   """
-  count = max(count, numbers.size)
-  whole = np.array_equal(numbers.flat, np.arange(count))
   parts = mesh, dataset, objective, loss
   table = of_scores(lambda x: x, P("data", None, "head"), *parts)
 
   def scores(bank, task, images):
     out = table(bank, task, images)
     out = out.reshape(out.shape[0], -1, out.shape[-1])
-    if whole:
+    if numbers is None or np.array_equal(numbers.flat, range(count)):
       return out
-    blank = jnp.full((len(out), count, out.shape[-1]), losses.MASKED)
+    wide = len(out), max(count, numbers.size), out.shape[-1]
+    blank = jnp.full(wide, losses.MASKED)
     return blank.at[:, numbers.flatten()].set(out, mode="drop")
 
   return scores
