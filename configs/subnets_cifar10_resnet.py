@@ -5,8 +5,9 @@
 
 DIR holds the TFDS set `cifar10`, prepared. Sections of 2, 3 and 2 blocks; two
 of the longest are dealt to two subnets, the rest is shared and averaged every
-10 steps. Sized for a few minutes on two CPU cores; it shows what the parts of the
-method are worth beside each other, and no accuracy that CIFAR-10 is known for.
+10 steps. Sized for a few minutes on two CPU cores; it shows what the parts of
+the method are worth beside each other, and no accuracy that CIFAR-10 is known
+for.
 """
 
 from mhil import config

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import build, cli
+from experiments import build, cli, workdir
 from mhil import (
   augment,
   checkpoint,
@@ -106,7 +106,7 @@ def of_run(folder: pathlib.Path, data_folder: str = "") -> Probed:
   Raises:
     UserError: for a folder without a run, or a run of another kind.
   """
-  config = read_config(folder / "config.json")
+  config = workdir.read_config(folder, "runs")
   if config.objective.name != "local" or config.mesh.stage > 1:
     raise cli.UserError(
       f"--runs={folder} holds a run with objective.name="
@@ -128,17 +128,6 @@ def of_run(folder: pathlib.Path, data_folder: str = "") -> Probed:
     for a, b in zip(train, test)
   ]
   return Probed(folder.name, _about(config.data), config.seed, percent)
-
-
-def read_config(path: pathlib.Path) -> config_lib.Config:
-  """The configuration that a run was started with."""
-  if not path.is_file():
-    raise cli.UserError(f"--runs={path.parent} holds no run; name another")
-  config = config_lib.Config()
-  for field, value in config_lib.flatten(json.loads(path.read_text())).items():
-    value = tuple(value) if isinstance(value, list) else value
-    config_lib.assign(config, field, value)
-  return config
 
 
 def restored(parts: build.Parts, folder: pathlib.Path) -> tuple[Any, Any]:

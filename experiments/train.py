@@ -3,7 +3,10 @@
   python -m experiments.train                        digits, D-CE, 5 heads
   python -m experiments.train --config=configs/NAME.py --config.FIELD=VALUE
   python -m experiments.train --workdir=DIR --resume
+  python -m experiments.train --heads=0,2 --workdir=DIR
 
+The last trains two heads of the stream, knowing nothing of the others; see
+`experiments.assemble`.
 The work directory receives config.json, metrics.json, report.html,
 accuracy_matrix.csv, accuracy_matrix.png, curves.png, TensorBoard events and
 checkpoints/.
@@ -31,6 +34,9 @@ def define_flags() -> None:
   flags.DEFINE_bool(
     "resume", False, "Go on from the newest checkpoint in --workdir."
   )
+  flags.DEFINE_list(
+    "heads", None, "Train only these heads of the stream, such as 0,2."
+  )
   flags.DEFINE_bool("quiet", False, "No progress bar.")
 
 
@@ -39,6 +45,8 @@ def main() -> None:
   given = flags.FLAGS
   if given.resume and not given.workdir:
     raise cli.UserError("--resume needs to know the run; add --workdir=DIR")
+  if given.heads:
+    choose(given.config, given.heads)
   folder = pathlib.Path(given.workdir or _default_workdir())
   numbers = train(
     given.config, folder, resume=given.resume, bar=not given.quiet
@@ -47,7 +55,27 @@ def main() -> None:
     print(f"resume with: {_resume_command(folder)}")
     return
   print(workdir.table(numbers))
+  if given.config.heads:
+    print(
+      f"heads {given.config.heads} alone: every other head's classes count as "
+      "wrong; put all heads together by experiments.assemble"
+    )
   print(f"results in {folder}")
+
+
+def choose(config: config_lib.Config, heads: list[str]) -> None:
+  """Leaves these heads of a configuration, on no more devices than heads.
+
+  Raises:
+    UserError: for what is no number.
+  """
+  if not all(head.strip().isdecimal() for head in heads):
+    raise cli.UserError(
+      f"--heads={','.join(heads)} is no list of numbers; use for instance "
+      "--heads=0,2"
+    )
+  config.heads = tuple(sorted(int(head) for head in heads))
+  config.mesh.head = min(config.mesh.head, len(config.heads))
 
 
 def train(
@@ -88,13 +116,14 @@ def train(
     cli.checking(),
   ):
     # 2. Train and test, task after task.
-    run = prepare.build(*parts[:6], config.seed, *parts[6:])
+    run = prepare.build(*parts[:6], config.seed, *parts[6:], config.heads)
     result = trainer.fit(
       run,
       checkpoints=checkpoints,
       resume=resume,
       stop=stop,
       log=events.write,
+      scored=workdir.scores(folder) if config.heads else None,
       bar=bar,
     )
   if not result.finished:
@@ -102,12 +131,7 @@ def train(
     return None
 
   # 3. Numbers, figures, the report.
-  numbers = result.metrics | {
-    "order_seed": config.stream.order_seed,
-    "class_order": list(parts.stream.order),
-    "task_sizes": list(parts.stream.sizes),
-    "data_sha256": fingerprint,
-  }
+  numbers = result.metrics | workdir.origin(config, parts.stream, fingerprint)
   if speed := pace.measured(run, build.end_to_end(config, parts)):
     numbers["speed"] = speed
     print(pace.line(speed))

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import tensorboardX
 
 from experiments import cli
 from mhil import config as config_lib
-from mhil import metrics, plots, report
+from mhil import metrics, plots, report, streams
 from mhil.progress import Progress
 
 MATRIX = "accuracy_matrix"
@@ -102,16 +103,25 @@ def _replace(path: pathlib.Path, text: str) -> None:
 
 def check_data(folder: pathlib.Path, fingerprint: str) -> None:
   """Raises `UserError` if the data are not those that the run began with."""
+  if (began := data_hash(folder)) != fingerprint:
+    raise cli.UserError(
+      f"--workdir={folder} began with data {began[:12]}, not "
+      f"{fingerprint[:12]}; bring them back, or name another folder"
+    )
+
+
+def data_hash(folder: pathlib.Path) -> str:
+  """The hash of the data that a folder's run began with.
+
+  Raises:
+    UserError: if the folder has lost it.
+  """
   path = folder / DATA
   if not path.exists():
     raise cli.UserError(
       f"--workdir={folder} has lost {DATA}; restore it, or name another folder"
     )
-  if (began := path.read_text().strip()) != fingerprint:
-    raise cli.UserError(
-      f"--workdir={folder} began with data {began[:12]}, not "
-      f"{fingerprint[:12]}; bring them back, or name another folder"
-    )
+  return path.read_text().strip()
 
 
 class Events:
@@ -168,6 +178,54 @@ def write(
   # Last, so that its presence says that the run is complete.
   text = json.dumps(numbers, indent=1, allow_nan=False) + "\n"
   _replace(folder / "metrics.json", text)
+
+
+def origin(
+  config: config_lib.Config, stream: streams.Stream, fingerprint: str
+) -> dict[str, Any]:
+  """What `metrics.json` says of the data and their order."""
+  return {
+    "order_seed": config.stream.order_seed,
+    "class_order": list(stream.order),
+    "task_sizes": list(stream.sizes),
+    "data_sha256": fingerprint,
+  }
+
+
+def scores(folder: pathlib.Path) -> Callable[[int, np.ndarray], None]:
+  """Writes the scores of each task's test to `scores/TASK.npy`."""
+
+  def keep(t: int, table: np.ndarray) -> None:
+    path = folder / "scores" / f"{t}.npy"
+    path.parent.mkdir(exist_ok=True)
+    draft = path.with_suffix(".draft")
+    with draft.open("wb") as file:
+      np.save(file, table, allow_pickle=False)
+    draft.rename(path)
+
+  return keep
+
+
+def read_config(folder: pathlib.Path, flag: str) -> config_lib.Config:
+  """The configuration that a folder's run was started with.
+
+  Raises:
+    UserError: names the flag that named the folder, if it holds no run.
+  """
+  path = folder / "config.json"
+  if not path.is_file():
+    raise cli.UserError(f"--{flag}={folder} holds no run; name another folder")
+  config = config_lib.Config()
+  try:
+    fields = config_lib.flatten(json.loads(path.read_text()))
+    for field, value in fields.items():
+      value = tuple(value) if isinstance(value, list) else value
+      config_lib.assign(config, field, value)
+  except (ValueError, AttributeError):
+    raise cli.UserError(
+      f"--{flag}: {path} is damaged; restore it, or name another folder"
+    ) from None
+  return config
 
 
 def memory(facts: dict[str, Any], size: int) -> str:

@@ -222,9 +222,8 @@ class Optimizer:
 class Train:
   """`train_heads` is `all`, `readout` or `new`; see `heads.update`.
 
-  `batch` new samples are in a step, to which the memory adds its draws. After
-  each task but the first, `balanced_epochs` passes at `balanced_rate` see what
-  the memory holds only.
+  A step has `batch` new samples and what the memory draws. After each task but
+  the first, `balanced_epochs` at `balanced_rate` see the memory's samples only.
   """
 
   epochs: int = 30
@@ -246,13 +245,14 @@ class Checkpoint:
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class Config:
-  """An experiment.
+  """An experiment; unless empty, only `heads` are trained, as if alone.
 
-  `seed` moves initialisation, exemplars, shuffling and augmentation;
-  `stream.order_seed` moves the class order.
+  `seed` moves initialisation, exemplars, shuffling and augmentation,
+  `stream.order_seed` the class order.
   """
 
   seed: int = 0
+  heads: tuple[int, ...] = ()
   mesh: Mesh = dataclasses.field(default_factory=Mesh)
   data: Data = dataclasses.field(default_factory=Data)
   stream: Stream = dataclasses.field(default_factory=Stream)

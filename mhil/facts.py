@@ -48,6 +48,7 @@ def of_run(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
     "devices": [str(d) for d in run.grid.devices.flat],
     "augmentation": {"pad": run.dataset.pad, "flip": run.dataset.flip},
     "seed": run.seed,
+    "heads": list(run.heads),
     "versions": {
       "python": platform.python_version(),
       **{name: importlib.metadata.version(name) for name in PACKAGES},

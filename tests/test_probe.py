@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import build, cli
+from experiments import build, cli, workdir
 from experiments import probe as program
 from mhil import config as config_lib
 from mhil import facts, probe
@@ -98,7 +98,7 @@ def test_a_run_is_probed_behind_each_module(run):
   # Blobs are told apart by a linear probe of their few pixels.
   assert len(found.percent) == 3 and found.percent[0] > 50
   # Behind the last module lies what the readout sees.
-  parts = build.parts(program.read_config(run / "config.json"))
+  parts = build.parts(workdir.read_config(run, "runs"))
   given = program.restored(parts, run)
   features = jax.jit(functools.partial(parts.objective.features, *given))
   set_ = parts.dataset
@@ -113,7 +113,7 @@ def test_a_run_is_probed_behind_each_module(run):
 
 
 def test_what_was_trained_is_probed(run):
-  parts = build.parts(program.read_config(run / "config.json"))
+  parts = build.parts(workdir.read_config(run, "runs"))
   params, _ = program.restored(parts, run)
   rows = jax.tree.map(lambda x: x[None, None], params)
   told = json.loads((run / "metrics.json").read_text())
@@ -163,7 +163,6 @@ def test_a_run_of_another_kind_is_named(tmp_path):
 
 
 def test_a_configuration_comes_back_as_it_was(tmp_path):
-  path = tmp_path / "config.json"
   want = config_lib.Config(local=config_lib.Local(cuts=(1, 2), mode="E"))
-  path.write_text(config_lib.to_json(want))
-  assert program.read_config(path) == want
+  (tmp_path / "config.json").write_text(config_lib.to_json(want))
+  assert workdir.read_config(tmp_path, "runs") == want
