@@ -4,9 +4,9 @@
   python -m experiments.train --config=configs/layer_parallel_digits.py \
     --config.mesh.stage=3
 
-The second command has a device a stage. Accuracy 96.9 % (seed 1); 95.0 % with
+The second command has a device a stage. Accuracy 97.8 %; 95.3 % with
 `layer_parallel.correction=off`: plain digits need no credit, so see
-`layer_parallel_readout` for a task that does. One run each.
+`layer_parallel_readout` for a task that does. One run each, seed 0.
 """
 
 from mhil import config

@@ -3,7 +3,7 @@
   python -m experiments.train --config=configs/layer_parallel_digits_5x2.py
 
 Every head is a chain of stages with a network of its own that guesses. Average
-incremental accuracy 93.6 %, last 87.5 %: one run, seed 0.
+incremental accuracy 95.3 %, last 91.7 %: one run, seed 0.
 """
 
 from mhil import config
