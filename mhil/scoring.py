@@ -46,7 +46,7 @@ def class_scores(
     out = out.reshape(out.shape[0], -1, out.shape[-1])
     if numbers is None or np.array_equal(numbers.flat, range(count)):
       return out
-    wide = len(out), max(count, numbers.size), out.shape[-1]
+    wide = out.shape[0], max(count, numbers.size), out.shape[-1]
     blank = jnp.full(wide, losses.MASKED)
     return blank.at[:, numbers.flatten()].set(out, mode="drop")
 

@@ -128,6 +128,7 @@ LAW = {
   "room": {"buffer"},
   "run": ENGINE,
   "scoring": ENGINE,
+  "serving": ENGINE,
   "served": ENGINE,
   "sharding": set(),
   "sources": set(),

@@ -1,0 +1,162 @@
+"""A trained network as one file that answers without its run or its data.
+
+The file holds what XLA needs, parameters included, by `jax.export`: no code of
+ours, no pickle. It takes images as they are stored, any number of them, and
+gives each its class and the score that won. Heads that are not in it cannot
+answer: their classes are named, and no image is given to one of them.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+
+from mhil import bank as bank_lib
+from mhil import facts, phases, programs, scoring, sharding
+from mhil import run as run_lib
+
+PROGRAM, ABOUT = "network.bin", "network.json"
+PLATFORMS = "cpu", "cuda", "tpu"
+Answer = tuple[np.ndarray, np.ndarray]
+
+
+def program(
+  run: run_lib.Run, state: programs.State
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  """`images [b, ...] -> (classes [b], scores [b])` after the last task.
+
+  On one device, whatever mesh trained the heads; to be jitted.
+  """
+  last = len(run.stream.tasks) - 1
+  bank = phases.whole(run, state, last)
+  one = run._replace(mesh=sharding.make_mesh(devices=jax.local_devices()[:1]))
+  rows = jax.tree.map(
+    lambda x: bank_lib.flatten(np.asarray(x))[: len(run.heads), None],
+    bank._replace(opt=(), side=()),
+  )
+  held = bank_lib.place(rows, one.mesh)
+  task = phases.open_phase(one, run.phases_of(last)[0]).task
+  classes = np.full((len(run.stream.tasks), run.stream.head_width), -1)
+  for head in run.heads:
+    classes[head, : run.stream.sizes[head]] = run.stream.tasks[head]
+  parts = one.mesh, run.dataset, run.objective, run.loss
+  scores = scoring.class_scores(*parts, one.numbers, len(classes))
+
+  def predict(images):
+    table = scores(held, task, images).reshape(images.shape[0], -1)
+    best = jnp.argmax(table, axis=1)
+    return jnp.asarray(classes.reshape(-1))[best], jnp.max(table, axis=1)
+
+  return predict
+
+
+def about(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
+  """What a network answers, and what made it; JSON-safe."""
+  tasks, image = run.stream.tasks, run.dataset.test_images
+  missing = sorted(set(range(len(tasks))) - set(run.heads))
+  told = facts.of_run(run, state)
+  return {
+    "image_shape": list(image.shape[1:]),
+    "image_dtype": str(image.dtype),
+    "classes": [c for head in run.heads for c in tasks[head]],
+    "missing_heads": missing,
+    "missing_classes": [c for head in missing for c in tasks[head]],
+    "data": run.dataset.name.partition(":")[0],
+    "params_sha256": told["params_sha256"],
+    "versions": told["versions"],
+  }
+
+
+def save(
+  folder: pathlib.Path, run: run_lib.Run, state: programs.State
+) -> dict[str, Any]:
+  """Writes the network to a folder, and checks that it answers alike there.
+
+  Returns:
+    What `about` says.
+
+  Raises:
+    AssertionError: if the file's scores are not those of the program.
+  """
+  predict, images = jax.jit(program(run, state)), run.dataset.test_images
+  shape = jax_export.symbolic_shape("b, ...", like=images.shape)
+  given = jax.ShapeDtypeStruct(shape, images.dtype)
+  told = about(run, state)
+  folder.mkdir(parents=True, exist_ok=True)
+  exported = jax_export.export(predict, platforms=PLATFORMS)(given)
+  _write(folder / PROGRAM, exported.serialize())
+  _write(folder / ABOUT, (json.dumps(told, indent=1) + "\n").encode())
+  some = np.asarray(images[: min(len(images), 256)])
+  answer, _ = load(folder)
+  for ours, wanted in zip(answer(some), predict(some)):
+    np.testing.assert_array_equal(ours, np.asarray(wanted))
+  return told
+
+
+def load(
+  folder: pathlib.Path, batch: int = 256
+) -> tuple[Callable[[np.ndarray], Answer], dict[str, Any]]:
+  """A saved network: `images [n, ...] -> (classes [n], scores [n])`.
+
+  Args:
+    folder: where `save` wrote it.
+    batch: images that a device takes at once.
+
+  Returns:
+    The network, and what `about` said of it.
+
+  Raises:
+    ValueError: for a folder without a network, or a damaged one; the network
+      raises it for images of another shape or dtype.
+  """
+  try:
+    told = json.loads((folder / ABOUT).read_text())
+    exported = jax_export.deserialize(
+      bytearray((folder / PROGRAM).read_bytes())
+    )
+  except Exception as error:  # The reader of flat buffers raises anything.
+    raise ValueError(
+      f"{folder} holds no sound network ({type(error).__name__}); write it by "
+      "experiments.export"
+    ) from None
+  run = jax.jit(exported.call)
+
+  def answer(images: np.ndarray) -> Answer:
+    check(images, told)
+    found = []
+    for start in range(0, len(images), batch):
+      part = images[start : start + batch]
+      # One shape, so that nothing compiles twice.
+      filled = np.resize(part, (min(batch, len(images)), *part.shape[1:]))
+      out = run(filled)
+      found.append([np.asarray(x)[: len(part)] for x in out])
+    classes, scores = (np.concatenate(parts) for parts in zip(*found))
+    return classes, scores
+
+  return answer, told
+
+
+def check(images: np.ndarray, told: dict[str, Any]) -> None:
+  """Raises ValueError unless a network takes these images."""
+  shape, dtype = tuple(told["image_shape"]), told["image_dtype"]
+  if images.ndim != 1 + len(shape) or images.shape[1:] != shape:
+    raise ValueError(
+      f"images are {images.shape}, and the network takes "
+      f"{('n', *shape)}; give it images of {shape}"
+    )
+  if str(images.dtype) != dtype or not len(images):
+    raise ValueError(
+      f"images are {len(images)} of {images.dtype}; give the network some, of "
+      f"{dtype}, as they are stored"
+    )
+
+
+def _write(path: pathlib.Path, data: bytes | bytearray) -> None:
+  draft = path.with_name(f".{path.name}.draft")
+  draft.write_bytes(data)
+  draft.rename(path)
