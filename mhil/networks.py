@@ -58,7 +58,7 @@ class Branch(NamedTuple):
   numerics: Numerics
 
 
-def _branch(
+def branch(
   name: str,
   trunk: Mapping[str, Maker],
   width: int,
@@ -66,6 +66,18 @@ def _branch(
   numerics: Numerics,
   norm: Callable[[], Any] | None = None,
 ) -> Branch:
+  """Builds a branch of any pieces; the networks below are made by it.
+
+  Args:
+    name: what it is, for logs and tables.
+    trunk: by the name of each piece, in order, what makes its module from
+      `nnx.Rngs`. A module is called as `module(x, train)` and holds nothing
+      but `nnx.Param` and `nnx.BatchStat`.
+    width: features of what leaves the trunk, its last axis.
+    outputs: width of the logits, the reference output included.
+    numerics: what its layers share.
+    norm: makes a normalisation of the logits; None for a bias instead.
+  """
   sizes, makers = (width, outputs), dict(trunk)
   makers["readout"] = lambda rngs: layers.Readout(
     *sizes, norm and norm(), rngs=rngs
@@ -132,7 +144,7 @@ def mlp(
   trunk = {f"dense{i}": layer(i) for i in range(len(hidden))}
   norms = partial(layers.BatchNorm, outputs, axis=axis, affine=False)
   last = norms if output_norm else None
-  return _branch("mlp", trunk, sizes[-1], outputs, numerics, last)
+  return branch("mlp", trunk, sizes[-1], outputs, numerics, last)
 
 
 def convnet(
@@ -171,7 +183,7 @@ def convnet(
     )
 
   trunk = {f"conv{i}": layer(i) for i in range(len(widths))}
-  return _branch("convnet", trunk, sizes[-1], outputs, numerics)
+  return branch("convnet", trunk, sizes[-1], outputs, numerics)
 
 
 def resnet_cifar(
@@ -259,4 +271,4 @@ def _resnet(
   for stage, count in enumerate(counts, 1):
     for i in range(count):
       trunk[f"stage{stage}.block{i}"] = block(stage, i)
-  return _branch(name, trunk, widths[-1], outputs, numerics)
+  return branch(name, trunk, widths[-1], outputs, numerics)
