@@ -20,6 +20,7 @@ from mhil.version import __version__
 __all__ = [
   "__version__",
   "abreast",
+  "alone",
   "augment",
   "auxnet",
   "blocks",
@@ -55,6 +56,7 @@ __all__ = [
   "relay",
   "report",
   "run",
+  "serving",
   "sharding",
   "stages",
   "streams",
