@@ -108,6 +108,7 @@ def read(folder: pathlib.Path) -> Part:
     UserError: if its run is not of some heads alone, or not finished.
   """
   config = workdir.read_config(folder, "parts")
+  config.heads = tuple(sorted(config.heads))
   if not config.heads:
     raise cli.UserError(
       f"--parts={folder} trained all heads; name runs that began with --heads"

@@ -59,6 +59,12 @@ def check(
       f"mesh.head={mesh.shape['head']} is more than the {len(heads_here)} of "
       f"{told}; use mesh.head={len(heads_here)} or less"
     )
+  for axis in "stage", "subnet":
+    if mesh.shape[axis] > 1:
+      raise ValueError(
+        f"mesh.{axis}={mesh.shape[axis]} cuts the branches of {told}, whose "
+        f"parts nobody puts together; use mesh.{axis}=1"
+      )
   if loss.share is not None:
     raise ValueError(
       f"loss.name={loss.name} couples all heads, and {told} has no link to the "
@@ -99,7 +105,7 @@ def scores(
   table = np.empty((n, len(run.heads), run.stream.head_width), np.float32)
   for i in range(count):
     at = i + count * np.arange(batch)
-    given = run.dataset.test_images[order[at % n]]
+    given = np.asarray(run.dataset.test_images[order[at % n]])
     out = program(bank, feed.task, sharding.replicated(given, run.mesh))
     there = at < n
     table[at[there]] = np.asarray(out)[there][:, list(run.heads)]

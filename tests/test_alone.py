@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from mhil import alone, losses, metrics, prepare, trainer
+from mhil import alone, losses, metrics, prepare, sharding, trainer
 from mhil import run as run_lib
 from tests import tiny
 
@@ -140,3 +140,14 @@ def test_heads_that_need_the_others_are_refused(heads, changed, words):
   with pytest.raises(ValueError, match=words) as raised:
     prepare.build(*most, 0, transform, heads_here=heads)
   assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("axis", ["stage", "subnet"])
+def test_branches_in_parts_are_refused(axis):
+  mesh = sharding.make_mesh(**{axis: 2})
+  _, stream, _, _, loss, _, transform = parts("all")
+  words = (
+    rf"mesh\.{axis}=2 cuts the branches of heads=1, .*; use mesh\.{axis}=1"
+  )
+  with pytest.raises(ValueError, match=words):
+    alone.check((1,), mesh, stream, loss, transform)

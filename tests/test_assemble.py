@@ -68,15 +68,26 @@ def place(tmp_path_factory):
   return made
 
 
-def same(place, out):
+def same(place, out, *but):
   ours = program.numbers(place.folder / out)
   wanted = program.numbers(place.folder / "whole")
-  for name in OF_MESH:
+  for name in (*OF_MESH, *but):
     del ours[name], wanted[name]
   assert ours == wanted
   for name in "accuracy_matrix.csv", "accuracy_matrix.png", "curves.png":
     made = place.folder / out / name
     assert made.read_bytes() == (place.folder / "whole" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_streamed_parts_in_any_order_of_heads_are_the_same(place):
+  flags = "--config.data.streamed=true", "--config.heads=3,2,1,0,"
+  done = place.train("streamed", *flags, "--config.mesh.head=1")
+  assert done.status == 0, done
+  rest = place.train("streamed-too", flags[0], "--heads=4")
+  assert rest.status == 0, rest
+  assert place.assemble("read", "streamed", "streamed-too").status == 0
+  same(place, "read", "memory")
 
 
 def test_parts_put_together_are_the_run_of_one_program(place):
