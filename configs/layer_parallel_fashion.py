@@ -4,7 +4,9 @@
     --config.data.folder=DIR
 
 DIR holds the TFDS set `fashion_mnist`, prepared. It trains on 300 images a
-class and tests on all 10,000. Sized for two CPU cores.
+class and tests on all 10,000. Sized for two CPU cores. Accuracy of the file
+as it stands, of two seeds: 69.3 ± 0.4 %; 67.4 ± 0.7 % with
+`layer_parallel.correction=off`.
 """
 
 from mhil import config

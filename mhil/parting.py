@@ -38,6 +38,7 @@ def attach(run: run_lib.Run) -> run_lib.Run:
       bank=again(state.bank, jax.random.fold_in(root, done))
     )
 
+  # Head 1 is drawn by the same key; the two draws have nothing in common.
   return run._replace(
     fresh=lambda key: deal(ordered(key), jax.random.fold_in(key, 1)),
     exchange=exchange,

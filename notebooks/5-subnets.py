@@ -190,10 +190,10 @@ plt.show()
 # Subnets move least of those that come to train the whole network, and every
 # device computes and holds a part of it only. They are behind in accuracy: when
 # it has moved as many bytes local SGD is ahead here, with a whole copy on each
-# device, and fixed subnets get far for next to nothing, as they are an ensemble
-# of small networks. One seed of a network that needs no distribution; three
-# seeds, n = 2 and 8 and the same without batch norm are in
-# `docs/results/subnets_digits.md`.
+# device, and fixed subnets get far for next to nothing; that they are an
+# ensemble of small networks is a guess at why. One seed of a network that needs
+# no distribution; three seeds, n = 2 and 8 and the same without batch norm are
+# in `docs/results/subnets_digits.md`.
 #
 # What this notebook claims, checked:
 
