@@ -7,10 +7,12 @@
 The first two need no link, and may run on other machines at other times. The
 third checks that they had one configuration, one set of data and one class
 order, and that every head is there once. Its work directory is that of one
-program that trained all heads, bit for bit: the same hash of the parameters,
-the same accuracy matrix, figures, report, and a checkpoint.
+program that trained all heads, bit for bit where the machines are of one kind:
+the same hash of the parameters, the same accuracy matrix, figures, report, and
+a checkpoint. What layer-parallel training measures of its guesses is left out.
 """
 
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -25,7 +27,13 @@ from mhil import config as config_lib
 from mhil import run as run_lib
 from mhil.losses import MASKED
 
-FREE = "heads", "mesh.head"  # Fields in which parts may differ.
+# Fields in which parts may differ; what lay in a folder is known by its hash.
+FREE = (
+  *("heads", "mesh.head", "data.folder"),
+  *("checkpoint.every", "checkpoint.keep"),
+)
+# Of the step that was run, and not of the one that is built here.
+OF_STEP = "compiles", "collectives", "step_bytes_per_device"
 
 
 class Part(NamedTuple):
@@ -34,12 +42,16 @@ class Part(NamedTuple):
   folder: pathlib.Path
   config: config_lib.Config
   fingerprint: str
+  numbers: dict[str, Any]
 
 
 def define_flags() -> None:
   """Defines the flags; only for the program."""
   flags.DEFINE_list("parts", None, "Work directories of the processes.")
   flags.DEFINE_string("workdir", None, "Where the whole network goes.")
+  flags.DEFINE_string(
+    "data_folder", None, "Where the data set is here; else as the first part's."
+  )
 
 
 def main() -> None:
@@ -50,16 +62,25 @@ def main() -> None:
       "--parts and --workdir are needed: --parts=DIR,DIR --workdir=DIR"
     )
   numbers = assemble(
-    [pathlib.Path(part) for part in given.parts], pathlib.Path(given.workdir)
+    [pathlib.Path(part) for part in given.parts],
+    pathlib.Path(given.workdir),
+    given.data_folder,
   )
   print(workdir.table(numbers))
   print(f"results in {given.workdir}")
 
 
 def assemble(
-  folders: Sequence[pathlib.Path], out: pathlib.Path
+  folders: Sequence[pathlib.Path],
+  out: pathlib.Path,
+  data_folder: str | None = None,
 ) -> dict[str, Any]:
   """The numbers of `metrics.json` of the whole network, which lies in `out`.
+
+  Args:
+    folders: of the parts.
+    out: the work directory.
+    data_folder: where the data set is; None as in the first part.
 
   Raises:
     UserError: for parts that are not of one network, or not all of it.
@@ -70,13 +91,13 @@ def assemble(
   check_alike(found)
   check_once(found)
   config = whole(found)
+  config.data.folder = data_folder or config.data.folder
+  again = begun(out, folders, config)
   with cli.checking():
     parts = build.parts(config)
   check_all(found, len(parts.stream.tasks))
   fingerprint = data.fingerprint(parts.dataset)
-  workdir.check_data(found[0].folder, fingerprint)
-  if (out / "config.json").exists():
-    workdir.check_same(out, config, out / "config.json", resume=False)
+  workdir.check_data(found[0].folder, fingerprint, "parts")
 
   # 2. Heads side by side; scores side by side; the tests that follow.
   with cli.checking():
@@ -91,12 +112,12 @@ def assemble(
   done = done._replace(tallies=tallies, probes=({},) * len(tallies))
 
   # 3. What one program would have left; nothing, if a part was unsound.
-  workdir.claim(out, config, False, fingerprint)
+  workdir.claim(out, config, again, fingerprint)
   with checkpoint.Checkpoints(out / "checkpoints") as checkpoints:
     checkpoints.save(done.step, state, progress.to_json(done))
   numbers = progress.measured(done) | facts.of_run(run, state)
   numbers |= workdir.origin(config, parts.stream, fingerprint)
-  numbers["compiles"]["after_first_task"] = 0
+  numbers |= {name: found[0].numbers[name] for name in OF_STEP}
   workdir.write(out, numbers, done, config)
   return numbers
 
@@ -118,7 +139,28 @@ def read(folder: pathlib.Path) -> Part:
       f"--parts={folder} is not finished; go on with it by python -m "
       f"experiments.train --workdir={folder} --resume and its other flags"
     )
-  return Part(folder, config, workdir.data_hash(folder))
+  numbers = json.loads((folder / "metrics.json").read_text())
+  return Part(folder, config, workdir.data_hash(folder, "parts"), numbers)
+
+
+def begun(
+  out: pathlib.Path,
+  folders: Sequence[pathlib.Path],
+  config: config_lib.Config,
+) -> bool:
+  """Whether an assembly that was stopped lies there, to be made again.
+
+  Raises:
+    UserError: if something else lies there.
+  """
+  if out.resolve() in {folder.resolve() for folder in folders}:
+    raise cli.UserError(f"--workdir={out} is one of --parts; name another")
+  if (out / "metrics.json").exists():
+    raise cli.UserError(f"--workdir={out} holds a run already; name another")
+  path = out / "config.json"
+  if path.exists():
+    workdir.check_same(out, config, path)
+  return path.exists()
 
 
 def check_alike(parts: Sequence[Part]) -> None:
@@ -165,10 +207,10 @@ def check_all(parts: Sequence[Part], count: int) -> None:
 
 
 def whole(parts: Sequence[Part]) -> config_lib.Config:
-  """The configuration of all heads together, on the devices of all parts."""
+  """The configuration of all heads together, on one device: none is trained."""
   config = workdir.read_config(parts[0].folder, "parts")
   config.heads = ()
-  config.mesh.head = sum(part.config.mesh.head for part in parts)
+  config.mesh.head = 1
   return config
 
 

@@ -8,8 +8,8 @@ import optax
 from jax.sharding import Mesh
 
 from experiments import build_layers, build_subnets
-from mhil import config as config_lib
 from mhil import (
+  alone,
   cuts,
   data,
   frozen,
@@ -30,6 +30,7 @@ from mhil import (
   transforms,
   validation,
 )
+from mhil import config as config_lib
 from mhil.recipe import Recipe
 
 # More threads in one process only make a mistyped mesh take minutes.
@@ -82,6 +83,7 @@ def parts(config: config_lib.Config) -> Parts:
     objective, partition = build_subnets.parted(config, branch, make)
   prepare.check_parts(mesh, recipe, transform, partition)
   loss = make_loss(config.loss)
+  alone.check(config.heads, mesh, stream, loss, transform)
   lot = mesh, stream, dataset, objective, loss, recipe, transform
   return Parts(*lot, partition)
 

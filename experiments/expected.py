@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments import cli, measure, train
+from experiments import build, cli, measure, train
+from mhil import config as config_lib
+from mhil import sharding
 
 TOLERANCE = 1.5  # Points: another machine rounds, and so trains, otherwise.
 
@@ -64,10 +66,13 @@ def main() -> None:
       + ", ".join(row.config for row in ROWS)
     )
   rows = [row for row in ROWS if not wanted or row.config in wanted]
+  configs = [cli.load_config(cli.CONFIGS / f"{r.config}.py") for r in rows]
+  # Before jax starts, for all rows: the number of devices stays.
+  sharding.simulate(max(build.devices(config.mesh) for config in configs))
   body, wrong = [], []
   with tempfile.TemporaryDirectory() as folder:
-    for row in rows:
-      found = measured(row, pathlib.Path(folder) / row.config)
+    for row, config in zip(rows, configs):
+      found = measured(config, pathlib.Path(folder) / row.config)
       body.append([row.config, *map(str, (row.average, row.last)), *found])
       wrong += [] if near(row, found) else [row.config]
   head = ["config", "average", "last", "average now", "last now"]
@@ -79,10 +84,13 @@ def main() -> None:
     )
 
 
-def measured(row: Row, folder: pathlib.Path) -> tuple[str, str]:
+def measured(
+  config: config_lib.Config, folder: pathlib.Path
+) -> tuple[str, str]:
   """Average incremental and last accuracy in %, of a run of today."""
-  config = cli.load_config(cli.CONFIGS / f"{row.config}.py")
-  numbers: dict[str, Any] = train.train(config, folder) or {}
+  numbers: dict[str, Any] | None = train.train(config, folder)
+  if numbers is None:
+    raise cli.UserError("stopped by a signal; nothing is kept")
   names = "average_incremental_accuracy", "last_accuracy"
   average, last = (f"{100 * numbers[name]:.1f}" for name in names)
   return average, last

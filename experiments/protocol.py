@@ -39,7 +39,8 @@ def lines(
     "bytes are to be added where memory is compared. A step's memory is "
     "arguments and temporary buffers of the compiled program. Milliseconds "
     "are of all heads' tests after the last task over their images, in "
-    "batches, on the devices named above.",
+    "batches, on the row's own mesh. A cell is empty where the run is older "
+    "than its measurement.",
     "",
     *_orders(configs, done),
     "",

@@ -45,7 +45,7 @@ def main() -> None:
   given = flags.FLAGS
   if given.resume and not given.workdir:
     raise cli.UserError("--resume needs to know the run; add --workdir=DIR")
-  if given.heads:
+  if given.heads is not None:
     choose(given.config, given.heads)
   folder = pathlib.Path(given.workdir or _default_workdir())
   numbers = train(
@@ -69,7 +69,7 @@ def choose(config: config_lib.Config, heads: list[str]) -> None:
   Raises:
     UserError: for what is no number.
   """
-  if not all(head.strip().isdecimal() for head in heads):
+  if not heads or not all(head.strip().isdecimal() for head in heads):
     raise cli.UserError(
       f"--heads={','.join(heads)} is no list of numbers; use for instance "
       "--heads=0,2"

@@ -82,6 +82,9 @@ def check_same(
       f"--resume: {path} is damaged; restore it, or name another folder"
     ) from None
   new = config_lib.flatten(json.loads(config_lib.to_json(config)))
+  # A field that is younger than the run had its default.
+  usual = json.loads(config_lib.to_json(config_lib.Config()))
+  old = config_lib.flatten(usual) | old
   # A mesh may change: heads are dealt anew. What is between stages may not.
   for field in sorted(new.keys() | old.keys()):
     if field in ("mesh.data", "mesh.head", "mesh.subnet"):
@@ -101,16 +104,18 @@ def _replace(path: pathlib.Path, text: str) -> None:
   draft.rename(path)
 
 
-def check_data(folder: pathlib.Path, fingerprint: str) -> None:
+def check_data(
+  folder: pathlib.Path, fingerprint: str, flag: str = "workdir"
+) -> None:
   """Raises `UserError` if the data are not those that the run began with."""
-  if (began := data_hash(folder)) != fingerprint:
+  if (began := data_hash(folder, flag)) != fingerprint:
     raise cli.UserError(
-      f"--workdir={folder} began with data {began[:12]}, not "
+      f"--{flag}={folder} began with data {began[:12]}, not "
       f"{fingerprint[:12]}; bring them back, or name another folder"
     )
 
 
-def data_hash(folder: pathlib.Path) -> str:
+def data_hash(folder: pathlib.Path, flag: str = "workdir") -> str:
   """The hash of the data that a folder's run began with.
 
   Raises:
@@ -119,7 +124,7 @@ def data_hash(folder: pathlib.Path) -> str:
   path = folder / DATA
   if not path.exists():
     raise cli.UserError(
-      f"--workdir={folder} has lost {DATA}; restore it, or name another folder"
+      f"--{flag}={folder} has lost {DATA}; restore it, or name another folder"
     )
   return path.read_text().strip()
 

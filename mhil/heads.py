@@ -12,9 +12,9 @@ Mesh axis: `head`; samples may be cut over `data`. Collectives in a step:
 none over `head` with D-CE; over `data` the gradients of the device's heads.
 
 What is ours: the loop over the open heads of a device. The paper's abstract
-has one head a node. Here head `i` is entry `divmod(i, h)` of arrays `[l, h,
-...]`: dealt in turn, so that a young stream already uses every device. The
-loop's bound is dynamic: one compiled program serves any number of open heads,
+has one head a node. Here heads are entries of arrays `[l, h, ...]`, which
+`bank.numbers` names: dealt in turn, so that a young stream uses every device.
+The loop's bound is dynamic: one compiled program serves any number of heads,
 a closed head costs nothing, and temporary memory is that of one head, its state
 included. This is legal because D-CE is separable.
 """

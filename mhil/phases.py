@@ -167,7 +167,7 @@ def predictor(run: run_lib.Run, state: programs.State, t: int):
   )
   # -1 in padded columns and closed heads, which never win.
   class_of = np.full((bank.loss.size, run.stream.head_width), -1)
-  for row, head in enumerate(run.heads):
+  for row, head in enumerate(run_lib.opened(run, t)):
     for column, c in enumerate(run.stream.tasks[head]):
       class_of[row, column] = c
 

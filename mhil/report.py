@@ -59,6 +59,12 @@ def _lead(numbers: Numbers, config: Config) -> list[str]:
     "devices": f"{len(numbers['devices']):,}",
   }
   about = f"One run: {how}. Accuracies are on test samples."
+  tasks, heads = len(numbers["accuracy_matrix"]), numbers.get("heads")
+  if heads is not None and len(heads) < tasks:
+    about += (
+      f" Only heads {', '.join(map(str, heads))} were trained here: the "
+      "classes of every other head count as wrong."
+    )
   return [webpage.paragraph(about), webpage.facts(told)]
 
 

@@ -44,8 +44,13 @@ def class_scores(
   def scores(bank, task, images):
     out = table(bank, task, images)
     out = out.reshape(out.shape[0], -1, out.shape[-1])
-    if numbers is None or np.array_equal(numbers.flat, range(count)):
+    whole = numbers is None or (
+      numbers.size >= count
+      and np.array_equal(numbers.flat, range(numbers.size))
+    )
+    if whole:
       return out
+    assert numbers is not None
     wide = out.shape[0], max(count, numbers.size), out.shape[-1]
     blank = jnp.full(wide, losses.MASKED)
     return blank.at[:, numbers.flatten()].set(out, mode="drop")

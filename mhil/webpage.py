@@ -211,7 +211,7 @@ def heat(
   dense = len(shares) > MOST_WRITTEN
   step = 10 if dense else 1
   if max(map(len, (rows, columns))) > MOST_CELLS:
-    caption += f" Every {kept[0].step}th is shown."
+    caption += f" One of every {kept[0].step} is shown."
   head = f'<th scope="col">{html.escape(corner)}</th>' + "".join(
     _name("col", columns[j], k % step == 0) for k, j in enumerate(kept[1])
   )
@@ -228,6 +228,9 @@ def markdown(text: str) -> str:
   """HTML of the few forms that our own pages use: paragraphs and tables."""
   blocks, tables = [], 0
   for block in text.strip().split("\n\n"):
+    if all(line.startswith("- ") for line in block.splitlines()):
+      blocks += [paragraph(line[2:]) for line in block.splitlines()]
+      continue
     if not re.match(r"\|.*\n\| ---", block):
       blocks.append(paragraph(block.replace("\n", " ")))
       continue

@@ -51,7 +51,7 @@ def test_all_remember_the_same():
 
 
 def test_another_memory_would_be_noticed():
-  """The control of the test above: one more sample a task."""
+  """The control of the test above: another seed."""
   _, whole, _ = trained("all", head=2)
   other = trainer.fit(prepare.build(*parts("all")[:-1], 1, parts("all")[-1]))
   found, wanted = other.state.memory.buffer, whole.state.memory.buffer

@@ -197,12 +197,18 @@ class TestMistakes:
     edit(held)
     path.write_text(json.dumps(held))
 
-  @pytest.mark.parametrize("heads", ["x", "0,,1", "-1"])
+  @pytest.mark.parametrize("heads", ["", "x", "0,,1", "-1"])
   def test_heads_that_are_no_numbers(self, place, heads):
     done = place.train("bad", f"--heads={heads}")
     assert done.status == 2 and "is no list of numbers; use for" in done.err
+    assert not (place.folder / "bad").exists()
 
   def test_a_head_beyond_the_stream(self, place):
     done = place.train("beyond", "--heads=5")
     assert done.status == 2
     assert "heads=5 does not name heads of this stream, each once" in done.err
+    assert not (place.folder / "beyond").exists()
+
+  def test_a_part_is_not_written_over(self, place):
+    done = place.assemble("b", *HEADS)
+    assert done.status == 2 and "b is one of --parts; name another" in done.err

@@ -16,6 +16,10 @@ TRAINED = {
   "layer_parallel_digits",
   "subnets_digits",
 }
+RUN = """
+import runpy
+runpy.run_module("experiments.expected", run_name="__main__", alter_sys=True)
+"""
 ROWS = {row.config: row for row in expected.ROWS}
 
 
@@ -32,6 +36,28 @@ def test_a_row_stands_for_files_that_are_there(name):
     assert (program.ROOT / "mhil" / f"{file}.py").is_file()
 
 
+def test_all_rows_run_in_one_process(tmp_path):
+  """One after the other on other numbers of devices."""
+  script = RUN.replace(
+    "import runpy\n",
+    """import runpy
+from experiments import cli
+load = cli.load_config
+
+def short(path):
+  config = load(path)
+  config.train.epochs = 1
+  return config
+
+cli.load_config = short
+""",
+  )
+  done = program.forked(["--only=rehearsal_digits,digits"], tmp_path, script)
+  table = [line for line in done.out.splitlines() if line.startswith("| ")]
+  assert len(table) == 4, done
+  assert "more than 1.5 points away" in done.err
+
+
 def test_near_is_a_tolerance_on_both_numbers():
   row = expected.Row("digits", "", (), 90.0, 80.0)
   assert expected.near(row, ("91.5", "78.5"))
@@ -40,11 +66,7 @@ def test_near_is_a_tolerance_on_both_numbers():
 
 
 def run(folder: pathlib.Path, *names):
-  script = """
-import runpy
-runpy.run_module("experiments.expected", run_name="__main__", alter_sys=True)
-"""
-  return program.forked([f"--only={','.join(names)}"], folder, script)
+  return program.forked([f"--only={','.join(names)}"], folder, RUN)
 
 
 @pytest.mark.slow

@@ -5,28 +5,34 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
 
-from tests import program
+from tests import program, test_faults
 
 SCRIPT = program.ROOT / "docs" / "jobs" / "head.sh"
 JOB = yaml.safe_load((SCRIPT.parent / "heads.yaml").read_text())
 
 
-def run(folder, number, *flags, variable="SLURM_ARRAY_TASK_ID"):
+def start(folder, number, *flags, variable="SLURM_ARRAY_TASK_ID"):
   env = program.environment(folder / "cache") | {"RUNS": str(folder / "heads")}
   env |= {"PYTHON": sys.executable} | ({variable: number} if number else {})
-  command = [str(SCRIPT), *flags]
-  return subprocess.run(
-    command, cwd=program.ROOT, env=env, capture_output=True, text=True
+  return subprocess.Popen(
+    [str(SCRIPT), *flags],
+    cwd=program.ROOT,
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
   )
 
 
 def test_a_job_without_a_number_says_so(tmp_path):
-  done = run(tmp_path, None)
-  assert done.returncode and "no number of a job array" in done.stderr
+  job = start(tmp_path, None)
+  _, err = job.communicate()
+  assert job.returncode and "no number of a job array" in err
   assert not (tmp_path / "heads").exists()
 
 
@@ -34,11 +40,21 @@ def test_a_job_without_a_number_says_so(tmp_path):
 def test_a_job_trains_its_head_and_goes_on_when_it_is_started_again(tmp_path):
   flags = program.tiny_flags(program.save_arrays(tmp_path / "data"))
   folder = tmp_path / "heads" / "3"
-  for variable in "SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX":
-    done = run(tmp_path, "3", *flags, variable=variable)
-    assert done.returncode == 0, done.stderr
-    numbers = json.loads((folder / "metrics.json").read_text())
-    assert numbers["heads"] == [3] and numbers["steps"] == program.STEPS
+  # Long enough that it is still at work when it is told to stop.
+  flags.append("--config.train.epochs=30")
+  job = start(tmp_path, "3", *flags)
+  while not test_faults.saves(folder) and job.poll() is None:
+    time.sleep(0.05)
+  job.terminate()
+  out, err = job.communicate(timeout=120)
+  assert job.returncode == 75, (out, err)
+  assert "stopped by a signal; saved at step" in out
+  assert not (folder / "metrics.json").exists()
+  again = start(tmp_path, "3", *flags, variable="JOB_COMPLETION_INDEX")
+  out, err = again.communicate(timeout=120)
+  assert again.returncode == 0, (out, err)
+  numbers = json.loads((folder / "metrics.json").read_text())
+  assert numbers["heads"] == [3] and numbers["steps"] == 10 * program.STEPS
 
 
 def test_the_kubernetes_job_is_indexed_and_runs_the_script():

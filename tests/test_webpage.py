@@ -176,7 +176,7 @@ def test_a_thousand_tasks_leave_some_out():
   shown = cells(body)
   assert len(shown) == len(shown[0]) == 100
   assert shown[3][5][0] == f"--v:{100 * (30 + 50) / 2000:.0f}"
-  assert "Every 10th is shown." in body
+  assert "One of every 10 is shown." in body
 
 
 def test_markdown_of_our_own_pages():

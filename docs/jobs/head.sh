@@ -3,8 +3,9 @@
 #
 #   sbatch --array=0-4 docs/jobs/head.sh --config=configs/digits.py
 #
-# More flags go to experiments.train. A job that is stopped, or started again
-# by --requeue, goes on from its last save. When all are done:
+# More flags go to experiments.train. A job that is started again, by --requeue
+# or by the same command after a time limit, goes on from its last save. When all
+# are done:
 #
 #   python -m experiments.assemble --workdir=runs/whole \
 #     --parts=$(printf 'runs/heads/%s,' 0 1 2 3 4 | sed 's/,$//')
@@ -12,10 +13,18 @@
 # The jobs need no link, only a folder that the last command can read.
 #SBATCH --job-name=mhil-head
 #SBATCH --requeue
-#SBATCH --signal=TERM@60
+#SBATCH --signal=B:TERM@60
 set -eu
 head=${SLURM_ARRAY_TASK_ID:-${JOB_COMPLETION_INDEX:?no number of a job array}}
 folder=${RUNS:-runs/heads}/$head
 set -- "$@" --heads="$head" --workdir="$folder" --quiet
 [ ! -f "$folder/config.json" ] || set -- "$@" --resume
-exec "${PYTHON:-python}" -m experiments.train "$@"
+"${PYTHON:-python}" -m experiments.train "$@" &
+child=$!
+# A signal is handed on: the run saves and ends, and this job is not done.
+trap 'kill -TERM "$child"' TERM INT
+status=0
+wait "$child" || status=$?
+[ "$status" -le 128 ] || { status=0; wait "$child" || status=$?; }
+[ "$status" -ne 0 ] || [ -f "$folder/metrics.json" ] || status=75
+exit "$status"
