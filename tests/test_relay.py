@@ -233,7 +233,7 @@ def test_what_is_handed_on_is_the_formula():
   run, done = fitted("greedy", stage=3)
   for k, sent in enumerate(relay.handed_on(done.state.bank)):
     assert sent["features"] == heads * batch * sizes[k] * 4
-    tables = 3 * 4 + 1 + 4 * classes + heads * 2  # `Task`
+    tables = 3 * 4 + 1 + 4 * classes + heads * (4 + 2)  # `Task`
     assert sent["other"] == tables + 16 * batch + heads * 3 * 4 + 4 + 8
   # With heads on two devices, each sends those of its own.
   run, done = fitted("greedy", stage=2, head=2)

@@ -520,14 +520,14 @@ class TestProgress:
   BAD = np.array([[[-1, -1], [7, 5]]], np.int32)
 
   def test_the_loss_of_a_head_is_the_mean_of_its_parts(self):
-    note = progress.Recorder(progress.Progress(), lambda *row: None, 2)
+    note = progress.Recorder(progress.Progress(), lambda *row: None, (0, 1), 2)
     note.step = 2
     note.push(self.LOSS, np.full_like(self.BAD, -1), (0, 1))
     note.flush()
     assert note.progress().history == ((2, 1.5, 7.5),)
 
   def test_a_bad_part_names_its_head(self):
-    note = progress.Recorder(progress.Progress(), print, 2)
+    note = progress.Recorder(progress.Progress(), print, (0, 1), 2)
     with pytest.raises(progress.NotFinite) as raised:
       note.check(self.BAD)
     assert (raised.value.head, raised.value.step) == (1, 6)

@@ -85,7 +85,7 @@ class TestNumbers:
   def test_compiles_are_counted_not_assumed(self, whole):
     compiles = {"train_step": 1, "evaluate": 1, "after_first_task": 0}
     assert whole.metrics["compiles"] == compiles
-    note = progress.Recorder(progress.Progress(), print, 1)
+    note = progress.Recorder(progress.Progress(), print, (0,), 1)
     for count in (5, 5, 8):
       note.compiled(count)
     assert note.compiled_later == 3
@@ -264,7 +264,7 @@ class TestStreamed:
 
   def test_steps_sent_ahead_are_counted_until_they_are_done(self, clock):
     """The host of a run in memory is done long before its devices."""
-    note = progress.Recorder(progress.Progress(), print, 1)
+    note = progress.Recorder(progress.Progress(), print, (0,), 1)
     note.begin(0)
     for _ in range(3):
       with note.waiting():
