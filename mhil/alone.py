@@ -94,10 +94,8 @@ def scores(
     run, state, feed: as `evaluate` takes them.
     program: from `scorer`.
   """
-  labels, order = (
-    run.dataset.test_labels,
-    inputs.by_head(run.stream, run.dataset),
-  )
+  labels = run.dataset.test_labels
+  order = inputs.by_head(run.stream, run.dataset)
   n = int(np.isin(labels, run.stream.seen(feed.phase.task)).sum())
   bank = phases.whole(run, state, feed.phase.task)
   batch = inputs.test_batch(run.mesh, run.recipe)

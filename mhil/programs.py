@@ -249,11 +249,14 @@ def priors(
     return jnp.zeros((l, c + 1))
   whole = jnp.round(counts * UNIT).astype(jnp.int32)
   own, rest = loss.prior(whole, samples.owners, task.opened)
-  # No head is without a class, so there are no more heads than classes.
-  table = jnp.zeros((len(counts), c + 1))
-  table = table.at[samples.owners, samples.columns].set(own)
-  table = table.at[samples.owners, c].set(rest)
-  return table[jnp.minimum(task.heads[:, 0], len(counts) - 1)]
+  # The row of each class's head, beyond the last if it is not on this device.
+  heads_here = task.heads[:, 0]
+  row = jnp.searchsorted(heads_here, samples.owners)
+  here = heads_here[jnp.minimum(row, l - 1)] == samples.owners
+  row = jnp.where(here, row, l)
+  table = jnp.zeros((l, c + 1))
+  table = table.at[row, samples.columns].set(own, mode="drop")
+  return table.at[row, c].set(rest, mode="drop")
 
 
 def samples_spec(streamed: bool) -> Samples:

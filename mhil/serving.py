@@ -1,9 +1,10 @@
-"""A trained network as one file that answers without its run or its data.
+"""A trained network as files that answer without its run or its data.
 
-The file holds what XLA needs, parameters included, by `jax.export`: no code of
-ours, no pickle. It takes images as they are stored, any number of them, and
-gives each its class and the score that won. Heads that are not in it cannot
-answer: their classes are named, and no image is given to one of them.
+One holds what XLA needs, parameters included, by `jax.export`: no code of ours,
+no pickle; the other says what it is. A network takes images as they are stored,
+any number of them, and gives each its class and the score that won. Heads that
+are not in it cannot answer: their classes are named, and no image is given to
+one of them.
 """
 
 import json
@@ -41,9 +42,7 @@ def program(
   )
   held = bank_lib.place(rows, one.mesh)
   task = phases.open_phase(one, run.phases_of(last)[0]).task
-  classes = np.full((len(run.stream.tasks), run.stream.head_width), -1)
-  for head in run.heads:
-    classes[head, : run.stream.sizes[head]] = run.stream.tasks[head]
+  classes = run.stream.class_of
   parts = one.mesh, run.dataset, run.objective, run.loss
   scores = scoring.class_scores(*parts, one.numbers, len(classes))
 

@@ -54,6 +54,14 @@ class Stream(NamedTuple):
       column[list(task)] = np.arange(len(task))
     return column
 
+  @property
+  def class_of(self) -> np.ndarray:
+    """Original class of each head's columns: `[tasks, width]`, -1 if none."""
+    table = np.full((len(self.tasks), self.head_width), -1)
+    for t, task in enumerate(self.tasks):
+      table[t, : len(task)] = task
+    return table
+
   def seen(self, t: int) -> tuple[int, ...]:
     """Original class ids that have arrived once task `t` is over."""
     if not 0 <= t < len(self.tasks):

@@ -223,3 +223,12 @@ def test_seen_refuses_a_task_that_is_not_there(t):
   stream = streams.class_incremental(6, increment=2)
   with pytest.raises(ValueError, match=f"t={t} is not a task .* 0 to 2"):
     stream.seen(t)
+
+
+def test_the_class_of_a_column_is_the_inverse_of_both_tables():
+  stream = streams.class_incremental(6, sizes=(3, 1, 2), order_seed=0)
+  table = stream.class_of
+  assert table.shape == (3, 3) and (table == -1).sum() == 3
+  classes = np.arange(6)
+  found = table[stream.head_of[classes], stream.column_of[classes]]
+  np.testing.assert_array_equal(found, classes)
