@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import build, cli, workdir
+from experiments import build, claims, cli, workdir
 from mhil import alone, checkpoint, data, facts, prepare, programs, progress
 from mhil import config as config_lib
 from mhil import run as run_lib
@@ -97,7 +97,7 @@ def assemble(
     parts = build.parts(config)
   check_all(found, len(parts.stream.tasks))
   fingerprint = data.fingerprint(parts.dataset)
-  workdir.check_data(found[0].folder, fingerprint, "parts")
+  claims.check_data(found[0].folder, fingerprint, "parts")
 
   # 2. Heads side by side; scores side by side; the tests that follow.
   with cli.checking():
@@ -112,13 +112,13 @@ def assemble(
   done = done._replace(tallies=tallies, probes=({},) * len(tallies))
 
   # 3. What one program would have left; nothing, if a part was unsound.
-  workdir.claim(out, config, again, fingerprint)
-  with checkpoint.Checkpoints(out / "checkpoints") as checkpoints:
-    checkpoints.save(done.step, state, progress.to_json(done))
-  numbers = progress.measured(done) | facts.of_run(run, state)
-  numbers |= workdir.origin(config, parts.stream, fingerprint)
-  numbers |= {name: found[0].numbers[name] for name in OF_STEP}
-  workdir.write(out, numbers, done, config)
+  with claims.claimed(out, config, again, fingerprint):
+    with checkpoint.Checkpoints(out / "checkpoints") as checkpoints:
+      checkpoints.save(done.step, state, progress.to_json(done))
+    numbers = progress.measured(done) | facts.of_run(run, state)
+    numbers |= workdir.origin(config, parts.stream, fingerprint)
+    numbers |= {name: found[0].numbers[name] for name in OF_STEP}
+    workdir.write(out, numbers, done, config)
   return numbers
 
 
@@ -140,7 +140,7 @@ def read(folder: pathlib.Path) -> Part:
       f"experiments.train --workdir={folder} --resume and its other flags"
     )
   numbers = json.loads((folder / "metrics.json").read_text())
-  return Part(folder, config, workdir.data_hash(folder, "parts"), numbers)
+  return Part(folder, config, claims.data_hash(folder, "parts"), numbers)
 
 
 def begun(
@@ -159,7 +159,7 @@ def begun(
     raise cli.UserError(f"--workdir={out} holds a run already; name another")
   path = out / "config.json"
   if path.exists():
-    workdir.check_same(out, config, path)
+    claims.check_same(out, config, path)
   return path.exists()
 
 

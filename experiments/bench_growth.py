@@ -29,7 +29,7 @@ class Size(NamedTuple):
   depth: int = DEPTH
   each: int = EACH  # classes of a task
   batch: int = BATCH
-  samples: int = 640
+  samples: int = 1600  # so that a task of twenty fills a batch
 
 
 SIZE = Size()

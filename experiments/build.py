@@ -50,14 +50,18 @@ class Parts(NamedTuple):
   partition: partitions.Partition
 
 
-def parts(config: config_lib.Config) -> Parts:
+def parts(config: config_lib.Config, processes: int = 1) -> Parts:
   """Builds every part.
+
+  Args:
+    config: of the run.
+    processes: that share its devices.
 
   Raises:
     ValueError: names the field, its value and the fix.
   """
   validation.validate(config)
-  sharding.simulate(min(devices(config.mesh), SIMULATED))
+  sharding.simulate(min(-(-devices(config.mesh) // processes), SIMULATED))
   dataset = data.load(
     config.data.name,
     folder=config.data.folder or None,

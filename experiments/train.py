@@ -4,16 +4,21 @@
   python -m experiments.train --config=configs/NAME.py --config.FIELD=VALUE
   python -m experiments.train --workdir=DIR --resume
   python -m experiments.train --heads=0,2 --workdir=DIR
+  python -m experiments.train --coordinator=HOST:PORT --num_processes=N \\
+    --process_id=I --workdir=DIR
 
-The last trains two heads of the stream, knowing nothing of the others; see
-`experiments.assemble`.
+With --heads it trains two heads of the stream, knowing nothing of the others;
+see `experiments.assemble`. The last is one of N processes that share a mesh;
+see `experiments.launch`.
 The work directory receives config.json, metrics.json, report.html,
 accuracy_matrix.csv, accuracy_matrix.png, curves.png, TensorBoard events and
 checkpoints/.
 """
 
+import contextlib
 import datetime
 import pathlib
+import re
 import shlex
 import signal
 import sys
@@ -21,8 +26,8 @@ from typing import Any
 
 from absl import flags
 
-from experiments import build, cli, pace, workdir
-from mhil import checkpoint, data, prepare, trainer
+from experiments import build, claims, cli, joining, pace, workdir
+from mhil import checkpoint, data, prepare, processes, trainer
 from mhil import config as config_lib
 
 
@@ -38,6 +43,7 @@ def define_flags() -> None:
     "heads", None, "Train only these heads of the stream, such as 0,2."
   )
   flags.DEFINE_bool("quiet", False, "No progress bar.")
+  joining.define_flags()
 
 
 def main() -> None:
@@ -48,16 +54,27 @@ def main() -> None:
   if given.heads is not None:
     choose(given.config, given.heads)
   folder = pathlib.Path(given.workdir or _default_workdir())
-  numbers = train(
-    given.config, folder, resume=given.resume, bar=not given.quiet
-  )
+  with joining.joined() as together:
+    numbers = train(
+      given.config,
+      folder,
+      resume=given.resume,
+      bar=not given.quiet,
+      together=together,
+    )
+    if together.first:
+      tell(numbers, folder)
+
+
+def tell(numbers: dict[str, Any] | None, folder: pathlib.Path) -> None:
+  """Prints what came out of a run."""
   if numbers is None:
     print(f"resume with: {_resume_command(folder)}")
     return
   print(workdir.table(numbers))
-  if given.config.heads:
+  if heads := flags.FLAGS.config.heads:
     print(
-      f"heads {given.config.heads} alone: every other head's classes count as "
+      f"heads {heads} alone: every other head's classes count as "
       "wrong; put all heads together by experiments.assemble"
     )
   print(f"results in {folder}")
@@ -84,6 +101,7 @@ def train(
   *,
   resume: bool = False,
   bar: bool = False,
+  together: processes.Together = processes.ALONE,
 ) -> dict[str, Any] | None:
   """Trains, tests, saves and draws; the numbers of `metrics.json`.
 
@@ -92,6 +110,7 @@ def train(
     folder: the work directory.
     resume: go on with the run that the folder holds.
     bar: show a progress bar.
+    together: the processes that share the mesh; the first one writes.
 
   Returns:
     None if a signal stopped the run; it is saved and can be resumed.
@@ -99,20 +118,35 @@ def train(
   # 1. Everything that can be wrong is found before training.
   workdir.enable_compilation_cache()
   with cli.checking():
-    parts = build.parts(config)
-  fingerprint = data.fingerprint(parts.dataset)
-  workdir.claim(folder, config, resume, fingerprint)
-  print(workdir.memory(parts.transform.facts, config.memory.size))
-  if "stage_multiply_adds" in parts.objective.facts:
-    print(workdir.stages(parts.objective.facts, config.mesh.stage))
+    parts = build.parts(config, together.count)
+    fingerprint = data.fingerprint(parts.dataset)
+    heads = len(parts.stream.tasks)
+    joining.agree(together, config, parts.mesh, heads, fingerprint)
+  with contextlib.ExitStack() as stack:
+    if together.first:
+      stack.enter_context(claims.claimed(folder, config, resume, fingerprint))
+      announce(parts, config)
+    together.wait("claimed")
+    return _train(config, parts, folder, fingerprint, resume, bar, together)
+
+
+def _train(
+  config: config_lib.Config,
+  parts: build.Parts,
+  folder: pathlib.Path,
+  fingerprint: str,
+  resume: bool,
+  bar: bool,
+  together: processes.Together,
+) -> dict[str, Any] | None:
   with (
     checkpoint.Checkpoints(
       folder / "checkpoints",
       every=config.checkpoint.every,
       keep=config.checkpoint.keep,
     ) as checkpoints,
-    workdir.Events(folder) as events,
-    StopSignal() as stop,
+    workdir.Events(folder, together.first) as events,
+    StopSignal() if together.count == 1 else joining.Preempted() as stop,
     cli.checking(),
   ):
     # 2. Train and test, task after task.
@@ -124,19 +158,29 @@ def train(
       stop=stop,
       log=events.write,
       scored=workdir.scores(folder) if config.heads else None,
-      bar=bar,
+      bar=bar and together.first,
     )
   if not result.finished:
-    print(f"stopped by a signal; saved at step {result.progress.step}")
+    if together.first:
+      print(f"stopped by a signal; saved at step {result.progress.step}")
     return None
 
   # 3. Numbers, figures, the report.
   numbers = result.metrics | workdir.origin(config, parts.stream, fingerprint)
   if speed := pace.measured(run, build.end_to_end(config, parts)):
     numbers["speed"] = speed
-    print(pace.line(speed))
-  workdir.write(folder, numbers, result.progress, config)
+    if together.first:
+      print(pace.line(speed))
+  if together.first:
+    workdir.write(folder, numbers, result.progress, config)
   return numbers
+
+
+def announce(parts: build.Parts, config: config_lib.Config) -> None:
+  """Prints what the memory holds, and what a model says of stages."""
+  print(workdir.memory(parts.transform.facts, config.memory.size))
+  if "stage_multiply_adds" in parts.objective.facts:
+    print(workdir.stages(parts.objective.facts, config.mesh.stage))
 
 
 class StopSignal:
@@ -174,7 +218,10 @@ def _default_workdir() -> str:
 
 
 def _resume_command(folder: pathlib.Path) -> str:
-  words = ["python -m experiments.train", shlex.join(sys.argv[1:])]
+  # Where the processes were is of no use to those to come.
+  flag = re.compile(r"--?(coordinator|num_processes|process_id)=")
+  given = [word for word in sys.argv[1:] if not flag.match(word)]
+  words = ["python -m experiments.train", shlex.join(given)]
   if not flags.FLAGS.workdir:
     words.append(shlex.quote(f"--workdir={folder}"))
   if not flags.FLAGS.resume:

@@ -10,13 +10,12 @@ import jax
 import numpy as np
 import tensorboardX
 
-from experiments import cli
+from experiments import claims, cli
 from mhil import config as config_lib
 from mhil import metrics, plots, report, streams
 from mhil.progress import Progress
 
 MATRIX = "accuracy_matrix"
-DATA = "data.sha256"
 
 
 def enable_compilation_cache() -> None:
@@ -28,112 +27,11 @@ def enable_compilation_cache() -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def claim(
-  folder: pathlib.Path,
-  config: config_lib.Config,
-  resume: bool,
-  fingerprint: str,
-) -> None:
-  """Makes the folder this run's own.
-
-  Raises:
-    UserError: if it cannot be written, or holds another run.
-  """
-  path = folder / "config.json"
-  try:
-    if path.exists():
-      check_same(folder, config, path, resume)
-      check_data(folder, fingerprint)
-    elif resume:
-      raise cli.UserError(
-        f"--resume: --workdir={folder} holds no run; start one without --resume"
-      )
-    elif (folder / "checkpoints").exists():
-      raise cli.UserError(
-        f"--workdir={folder} holds checkpoints, but no config.json that says "
-        "of what; name another folder"
-      )
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / DATA, fingerprint + "\n")
-    _replace(path, config_lib.to_json(config))
-  except OSError as error:
-    raise cli.UserError(
-      f"--workdir={folder} cannot be written ({error.strerror}); name a "
-      "folder that you may write"
-    ) from None
-
-
-def check_same(
-  folder: pathlib.Path,
-  config: config_lib.Config,
-  path: pathlib.Path,
-  resume: bool = True,
-) -> None:
-  """Raises `UserError` unless a folder's run has this configuration."""
-  if not resume:
-    raise cli.UserError(
-      f"--workdir={folder} holds a run already; add --resume to go on with "
-      "it, or name another folder"
-    )
-  try:
-    old = config_lib.flatten(json.loads(path.read_text()))
-  except (ValueError, AttributeError):
-    raise cli.UserError(
-      f"--resume: {path} is damaged; restore it, or name another folder"
-    ) from None
-  new = config_lib.flatten(json.loads(config_lib.to_json(config)))
-  # A field that is younger than the run had its default.
-  usual = json.loads(config_lib.to_json(config_lib.Config()))
-  old = config_lib.flatten(usual) | old
-  # A mesh may change: heads are dealt anew. What is between stages may not.
-  for field in sorted(new.keys() | old.keys()):
-    if field in ("mesh.data", "mesh.head", "mesh.subnet"):
-      continue
-    if old.get(field) != new.get(field):
-      raise cli.UserError(
-        f"--workdir={folder} holds a run with {field}={old.get(field)!r}, not "
-        f"{new.get(field)!r}; use {cli.override(field, old.get(field))} or "
-        "another folder"
-      )
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-  # A reader, or a run after a kill, sees all of the text or none of it.
-  draft = path.with_name(f".{path.name}.draft")
-  draft.write_text(text)
-  draft.rename(path)
-
-
-def check_data(
-  folder: pathlib.Path, fingerprint: str, flag: str = "workdir"
-) -> None:
-  """Raises `UserError` if the data are not those that the run began with."""
-  if (began := data_hash(folder, flag)) != fingerprint:
-    raise cli.UserError(
-      f"--{flag}={folder} began with data {began[:12]}, not "
-      f"{fingerprint[:12]}; bring them back, or name another folder"
-    )
-
-
-def data_hash(folder: pathlib.Path, flag: str = "workdir") -> str:
-  """The hash of the data that a folder's run began with.
-
-  Raises:
-    UserError: if the folder has lost it.
-  """
-  path = folder / DATA
-  if not path.exists():
-    raise cli.UserError(
-      f"--{flag}={folder} has lost {DATA}; restore it, or name another folder"
-    )
-  return path.read_text().strip()
-
-
 class Events:
-  """TensorBoard events of a run."""
+  """TensorBoard events of a run; of several processes one writes them."""
 
-  def __init__(self, folder: pathlib.Path):
-    self._writer = tensorboardX.SummaryWriter(str(folder))
+  def __init__(self, folder: pathlib.Path, writes: bool = True):
+    self._writer = tensorboardX.SummaryWriter(str(folder), write_to_disk=writes)
 
   def __enter__(self):
     return self
@@ -179,10 +77,12 @@ def write(
   if any(numbers["probes"]):
     plots.guesses(numbers["probes"], folder / "guesses.png")
   fields = config_lib.flatten(config_lib.to_dict(config))
-  _replace(folder / "report.html", report.of_run(numbers, fields, done.history))
+  claims.replace(
+    folder / "report.html", report.of_run(numbers, fields, done.history)
+  )
   # Last, so that its presence says that the run is complete.
   text = json.dumps(numbers, indent=1, allow_nan=False) + "\n"
-  _replace(folder / "metrics.json", text)
+  claims.replace(folder / "metrics.json", text)
 
 
 def origin(

@@ -50,6 +50,7 @@ __all__ = [
   "phases",
   "plots",
   "prepare",
+  "processes",
   "probe",
   "recipe",
   "rehearsal",

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mhil import (
+  across,
   compiling,
   coupling,
   heads,
@@ -215,7 +216,7 @@ def _concrete(run):
     lambda x: (
       x
       if isinstance(x, jax.Array)
-      else jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding)
+      else across.put(jnp.zeros(x.shape, x.dtype), x.sharding)
     ),
     inputs.shapes(run)[0],
   )

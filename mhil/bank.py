@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
-from mhil import manual
+from mhil import across, manual
 
 P = jax.P
 Tree = Any
@@ -142,7 +142,7 @@ def flatten(leaf):
 
 def place(tree: Tree, mesh: Mesh) -> Tree:
   """Lays arrays `[l, h, ...]` over the mesh's `head` axis."""
-  return jax.device_put(tree, NamedSharding(mesh, SPEC))
+  return across.put(tree, NamedSharding(mesh, SPEC))
 
 
 def deal(saved: jax.Array | np.ndarray, like: jax.Array) -> Any:
@@ -157,8 +157,8 @@ def deal(saved: jax.Array | np.ndarray, like: jax.Array) -> Any:
       f"a saved array is {saved.shape}, and {like.shape} here; heads move to "
       "another mesh.head, but use the saved run's mesh.subnet and network"
     )
-  rows = np.array(like).reshape(-1, *like.shape[2:])
-  old = np.asarray(saved).reshape(-1, *saved.shape[2:])
+  rows = np.array(across.fetch(like)).reshape(-1, *like.shape[2:])
+  old = across.fetch(saved).reshape(-1, *saved.shape[2:])
   n = min(len(rows), len(old))
   rows[:n] = old[:n]
-  return jax.device_put(rows.reshape(like.shape), like.sharding)
+  return across.put(rows.reshape(like.shape), like.sharding)

@@ -26,6 +26,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Int
 
+from mhil import across
+
 P = jax.P
 POLICIES = ("per_class", "balanced", "reservoir")
 Whole = Int[np.ndarray, "..."]
@@ -170,7 +172,7 @@ def place(buffer: Buffer, mesh: Mesh, where: str = "device") -> Buffer:
 
 
 def _spread(x, mesh, spec):
-  return jax.device_put(x, NamedSharding(mesh, spec))
+  return across.put(x, NamedSharding(mesh, spec))
 
 
 def filled(layout: Layout, fill: Whole, rank: Whole) -> tuple[Whole, Whole]:

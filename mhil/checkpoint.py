@@ -1,9 +1,10 @@
 """Checkpoints: asynchronous, checked, elastic. The only file with Orbax.
 
 A save is a folder that appears whole or not at all, with the hash of each of
-its files inside. A restore checks them, says what is damaged and goes back to
-the newest sound save. An array that was saved in another shape comes back in
-that shape, for whoever knows what the shape means.
+its files inside; several processes write one together. A restore checks them,
+says what is damaged and goes back to the newest sound save. An array that was
+saved in another shape comes back in that shape, for whoever knows what the
+shape means.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 MANIFEST = "manifest.json"
 # Orbax writes the time of the commit into it after the hashes are taken.
@@ -89,19 +91,13 @@ class Checkpoints:
     again.
     """
     self._manager.wait_until_finished()
-    steps = sorted(self._manager.all_steps(), reverse=True)
-    for step, before in zip(steps, [*steps[1:], None]):
-      try:
-        self._verify(step)
-      except (OSError, ValueError, LookupError, TypeError) as error:
-        self._set_aside(step)
-        fix = "the start" if before is None else f"checkpoint {before}"
-        self._say(
-          f"checkpoint {step} is damaged ({error}); going back to {fix}"
-        )
-      else:
-        return self._read(step, like)
-    return None
+    step = -1
+    if jax.process_index() == 0:
+      step = self._newest_sound()
+    if jax.process_count() > 1:
+      step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+      self._manager.reload()
+    return None if step < 0 else self._read(step, like)
 
   def newest(self) -> int | None:
     """Step of the newest save; None without one."""
@@ -133,6 +129,22 @@ class Checkpoints:
       ),
     )["state"]
     return state, restored["progress"]["progress"]
+
+  def _newest_sound(self) -> int:
+    """The step to go back to, or -1; damaged saves are set aside."""
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    for step, before in zip(steps, [*steps[1:], None]):
+      try:
+        self._verify(step)
+      except (OSError, ValueError, LookupError, TypeError) as error:
+        self._set_aside(step)
+        fix = "the start" if before is None else f"checkpoint {before}"
+        self._say(
+          f"checkpoint {step} is damaged ({error}); going back to {fix}"
+        )
+      else:
+        return step
+    return -1
 
   def _check_finite(self, step: int, state: Any) -> None:
     # The loss of a step is taken before its update, which may be what fails.
@@ -205,6 +217,8 @@ def _finite(tree: Any) -> Any:
 
 def _place(path: Any, leaf: jax.Array) -> str:
   """Name of an array with a bad number, and of the first head that has it."""
+  if not leaf.is_fully_addressable:
+    leaf = multihost_utils.process_allgather(leaf, tiled=True)
   rows = np.asarray(leaf).reshape(math.prod(leaf.shape[:2]), -1)
   bad = ~np.isfinite(rows).all(1)
   name = jax.tree_util.keystr(path, simple=True, separator=".")

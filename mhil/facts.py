@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mhil import across, networks, programs
 from mhil import bank as bank_lib
-from mhil import networks, programs
 from mhil import run as run_lib
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -87,6 +87,6 @@ def params_sha256(params: Any, open_heads: int) -> str:
   digest = hashlib.sha256()
   for path, leaf in jax.tree.leaves_with_path(params):
     digest.update(jax.tree_util.keystr(path).encode())
-    whole = bank_lib.flatten(np.asarray(leaf))[:open_heads]
+    whole = bank_lib.flatten(across.fetch(leaf))[:open_heads]
     digest.update(np.ascontiguousarray(whole).tobytes())
   return digest.hexdigest()

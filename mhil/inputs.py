@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mhil import across, pipeline, plan, programs, sharding, streams
 from mhil import bank as bank_lib
 from mhil import data as data_lib
-from mhil import pipeline, plan, programs, sharding, streams
 from mhil import run as run_lib
 from mhil.recipe import Recipe
 
@@ -68,12 +68,16 @@ def steps(run: run_lib.Run, feed: Feed, first: int) -> Iterator[Given]:
   phase, source = feed.phase, run.dataset.train_images
   order = functools.lru_cache(2)(functools.partial(order_of, run, feed))
 
+  # Of several processes each reads what its own devices get.
+  size, where = run.recipe.batch, jax.NamedSharding(run.mesh, P("data"))
+  here = across.rows_here(size, where)
+
   def place_of(step: int) -> tuple[int, int]:
     return divmod(step - phase.steps.start, phase.per_epoch)
 
   def read(step: int) -> np.ndarray:
     epoch, i = place_of(step)
-    return np.asarray(source[plan.rows(order(epoch)[i])])
+    return np.asarray(source[plan.rows(order(epoch)[i])[here]])
 
   todo = range(first, phase.steps.stop)
   images = pipeline.ahead(read, todo) if run.recipe.streamed else None
@@ -84,7 +88,7 @@ def steps(run: run_lib.Run, feed: Feed, first: int) -> Iterator[Given]:
       epoch_batches = batches(run, feed, epoch)
     samples = run.train_set
     if images is not None:
-      batch = sharding.place(next(images), run.mesh, P("data"))
+      batch = across.put_rows(next(images), size, where)
       samples = samples._replace(images=batch)
     yield epoch_batches, samples
 

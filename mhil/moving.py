@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from mhil import across
 from mhil import buffer as buffer_lib
 from mhil.buffer import Buffer, Layout, Whole
 
@@ -34,7 +35,7 @@ def reshard(buffer: Buffer, old: Layout, new: Layout) -> Buffer:
       f"memory.policy={new.policy} of {new.classes} classes cannot take rows "
       f"of memory.policy={old.policy} of {old.classes} classes; keep the latter"
     )
-  rows, label, number, fill, rank, seen = map(np.asarray, buffer)
+  rows, label, number, fill, rank, seen = across.fetch(buffer)
   counts, arrived = fill.sum(0), max(int((rank >= 0).sum()), 1)
   share = buffer_lib.portions(new.size, rank, arrived, new.workers).sum(0)
   if (counts > share).any():
@@ -113,7 +114,7 @@ def _write(rows, worker, slot, numbers, read, mesh):
     here = worker[part], np.arange(len(worker[part]))
     new[here], at[here] = read(numbers[part]), slot[part]
     spread = NamedSharding(mesh, buffer_lib.SPEC.rows)
-    rows = _scatter(rows, *jax.device_put((at, new), spread), mesh)
+    rows = _scatter(rows, *across.put((at, new), spread), mesh)
   return rows
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from mhil import across, heads, objectives
 from mhil import bank as bank_lib
-from mhil import heads, objectives
 from mhil.bank import Bank
 
 P = jax.P
@@ -150,10 +150,11 @@ def fresh(
   opened = jax.jit(heads.each(optimizer.init, mesh, layout))
 
   def place(tree):
-    return jax.device_put(tree, NamedSharding(mesh, layout.spec))
+    return across.put(tree, NamedSharding(mesh, layout.spec))
 
   def make(key):
-    key = jax.device_put(key, host)
+    data = across.fetch(jax.random.key_data(key))
+    key = jax.random.wrap_key_data(jax.device_put(data, host))
     rows = [split(jax.random.fold_in(key, i)) for i in numbers.flat]
     trees, side, rest = jax.tree.map(
       lambda *x: place(np.stack(x).reshape(l, h, *x[0].shape)), *rows
@@ -165,7 +166,7 @@ def fresh(
     params, blank = trees["params"], np.zeros((l, h, n), np.float32)
     bad = np.full((l, h, n), -1, np.int32)
     state = params, trees["stats"], opened(params), side
-    apart = Apart(jax.device_put(index, NamedSharding(mesh, P())), rest)
+    apart = Apart(across.put(index, NamedSharding(mesh, P())), rest)
     return Parted(Bank(*state, place(blank), place(bad)), apart)
 
   return make

@@ -3,8 +3,17 @@
 import jax
 import numpy as np
 
+from mhil import (
+  across,
+  herding,
+  inputs,
+  metrics,
+  plan,
+  programs,
+  scoring,
+  sharding,
+)
 from mhil import bank as bank_lib
-from mhil import herding, inputs, metrics, plan, programs, scoring, sharding
 from mhil import run as run_lib
 
 P = jax.P
@@ -88,7 +97,7 @@ def _of_head(run, program, bank, t, images, rows):
     given = sharding.replicated(images[padded], run.mesh)
     out = program(bank, run_lib.scalar(row, run.mesh), given)
     here = row % run.mesh.shape["head"], slice(len(part))
-    found.append(jax.tree.map(lambda x, here=here: np.asarray(x)[here], out))
+    found.append(jax.tree.map(lambda x, here=here: x[here], across.fetch(out)))
   return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
 

@@ -141,7 +141,7 @@ def check_side(
     heads: of the stream.
     limit: bytes of a device; None asks it, and where it does not know, passes.
   """
-  stats = mesh.devices.flat[0].memory_stats() or {}
+  stats = mesh.local_mesh.devices.flat[0].memory_stats() or {}
   limit = limit or stats.get("bytes_limit")
   side = jax.eval_shape(objective.init, jax.random.key(0))[2]
   size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(side))
@@ -208,7 +208,7 @@ def check(
     )
   _check_tested(stream, dataset)
   if not recipe.streamed:
-    stats = mesh.devices.flat[0].memory_stats() or {}
+    stats = mesh.local_mesh.devices.flat[0].memory_stats() or {}
     check_room(dataset, stats.get("bytes_limit"))
   if recipe.train_heads not in heads.TRAIN_HEADS:
     raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mhil import metrics
+from mhil import across, metrics
 
 
 class Progress(NamedTuple):
@@ -170,7 +170,7 @@ class Recorder:
 
 def _of_heads(numbers) -> np.ndarray:
   """`[l, h, ...]` as `[l h, parts]`, in the order of the heads."""
-  numbers = np.asarray(numbers)
+  numbers = across.fetch(numbers)
   if numbers.dtype == np.float32:
     numbers = numbers.astype(np.float64)
   return numbers.reshape(-1, math.prod(numbers.shape[2:]))

@@ -36,8 +36,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int, Key
 
+from mhil import (
+  across,
+  drawing,
+  exchange,
+  hosted,
+  moving,
+  populate,
+  room,
+  transforms,
+)
 from mhil import buffer as buffer_lib
-from mhil import drawing, exchange, hosted, moving, populate, room, transforms
 from mhil.buffer import Buffer, Layout
 
 P = jax.P
@@ -216,7 +225,7 @@ def nothing(
     weight=np.zeros(draws, np.float32),
   )
   return (
-    jax.device_put(blank, spread),
+    across.put(blank, spread),
     jnp.zeros(classes, device=whole),
     jnp.zeros(classes, jnp.int32, device=whole),
   )

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from mhil import across
+
 AXES = ("data", "head", "stage", "subnet")
 
 
@@ -46,8 +48,8 @@ def make_mesh(
         f"mesh.{axis}={size!r} is not a positive whole number; use "
         f"mesh.{axis}=1 to leave this axis unused"
       )
-  found = list(jax.devices() if devices is None else devices)
   wanted = math.prod(sizes.values())
+  found = list(across.devices(wanted, stage) if devices is None else devices)
   if wanted > len(found):
     raise ValueError(_too_few(sizes, found))
   return jax.sharding.Mesh(
@@ -104,7 +106,7 @@ def simulate(devices: int) -> None:
 
 def place(tree: Any, mesh: jax.sharding.Mesh, spec: jax.P) -> Any:
   """Puts every array of `tree` on `mesh`, all with the same `spec`."""
-  return jax.device_put(tree, jax.NamedSharding(mesh, spec))
+  return across.put(tree, jax.NamedSharding(mesh, spec))
 
 
 def replicated(tree: Any, mesh: jax.sharding.Mesh) -> Any:

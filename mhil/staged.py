@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mhil import bank as bank_lib
 from mhil import (
+  across,
   heads,
   inputs,
   objectives,
@@ -21,6 +21,7 @@ from mhil import (
   sharding,
   stages,
 )
+from mhil import bank as bank_lib
 from mhil import run as run_lib
 from mhil.bank import Bank
 
@@ -106,7 +107,7 @@ def _empty_flight(run) -> Flight:
   where = jax.tree.map(
     lambda spec: jax.NamedSharding(run.mesh, spec), SPEC.flight
   )
-  return jax.device_put(zeros, where)
+  return across.put(zeros, where)
 
 
 def without(flight: Flight, images: bool) -> Flight:

@@ -37,8 +37,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
+from mhil import across
 from mhil.bank import Bank
 
 Tree = Any
@@ -62,8 +63,7 @@ def send(tree: Tree, mesh: Mesh) -> Tree:
 
   The copy survives when the original is donated.
   """
-  where = jax.tree.map(lambda x: NamedSharding(mesh, x.sharding.spec), tree)
-  return jax.device_put(tree, where)
+  return jax.tree.map(lambda x: across.send(x, mesh), tree)
 
 
 def take(tree: Tree, names: Sequence[str]) -> Tree:

@@ -16,6 +16,7 @@ PACKAGES = ("mhil", "experiments", "configs")
 
 # A paper's own file gets its parts from below and knows no other paper.
 PAPER = {
+  "across",
   "bank",
   "layers",
   "losses",
@@ -26,6 +27,7 @@ PAPER = {
 }
 # The loop knows no paper but the first, and neither files nor figures.
 ENGINE = {
+  "across",
   "alone",
   "assembly",
   "augment",
@@ -62,15 +64,16 @@ ENGINE = {
 LAW = {
   "__init__": {"version"},
   "alone": ENGINE,
+  "across": set(),
   "abreast": ENGINE
   | {"chain", "coupling", "guessing", "stage_programs", "stage_steps"},
   "assembly": ENGINE,
   "augment": set(),
   "auxnet": {"auxiliary", "chain", "layers", "networks", "pieces"},
-  "bank": {"manual", "sharding"},
+  "bank": {"across", "manual", "sharding"},
   "blocks": PAPER | {"cutting", "partitions"},
   "auxiliary": {"layers", "objectives"},
-  "buffer": set(),
+  "buffer": {"across"},
   "chain": {"cuts", "networks"},
   "charts": set(),
   "checkpoint": set(),
@@ -101,13 +104,13 @@ LAW = {
   "measuring": ENGINE,
   "metrics": set(),
   "modules": {"auxiliary", "cuts", "networks", "pieces"},
-  "moving": {"buffer"},
+  "moving": {"across", "buffer"},
   "counting": set(),
   "networks": {"counting", "layers", "pieces", "sharding"},
   "objectives": {"manual", "networks", "sharding"},
   "optimizers": set(),
   "parting": ENGINE,
-  "partitions": {"bank", "heads", "objectives"},
+  "partitions": {"across", "bank", "heads", "objectives"},
   "phases": ENGINE,
   "pieces": set(),
   "pipeline": {"sharding"},
@@ -116,10 +119,12 @@ LAW = {
   "populate": {"buffer", "choose"},
   "prepare": ENGINE,
   "probe": set(),
+  "processes": {"relaying"},
   "programs": ENGINE,
-  "progress": {"metrics"},
+  "progress": {"across", "metrics"},
   "recipe": {"optimizers"},
   "relay": ENGINE | {"staged"},
+  "relaying": set(),
   "rehearsal": PAPER
   | {"buffer", "drawing", "exchange", "hosted", "moving", "populate"}
   | {"room", "transforms"},
@@ -130,10 +135,10 @@ LAW = {
   "scoring": ENGINE,
   "serving": ENGINE,
   "served": ENGINE,
-  "sharding": set(),
+  "sharding": {"across"},
   "sources": set(),
   "staged": ENGINE,
-  "stages": {"bank"},
+  "stages": {"across", "bank"},
   "stage_programs": ENGINE
   | {"chain", "coupling", "guessing", "manual", "staged"},
   "stage_steps": ENGINE | {"coupling"},

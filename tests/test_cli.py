@@ -477,7 +477,7 @@ def test_the_default_folder_is_new_each_time(tmp_path, monkeypatch):
 
 
 def test_config_json_is_whole_or_absent(tmp_path, data, monkeypatch):
-  from experiments import workdir
+  from experiments import claims
 
   seen = []
   real = pathlib.Path.rename
@@ -487,7 +487,8 @@ def test_config_json_is_whole_or_absent(tmp_path, data, monkeypatch):
     return real(self, target)
 
   monkeypatch.setattr(pathlib.Path, "rename", rename)
-  workdir.claim(tmp_path / "run", config_lib.Config(), False, "abc")
+  with claims.claimed(tmp_path / "run", config_lib.Config(), False, "abc"):
+    pass
   # Last, for a folder with a configuration is a run that can be resumed.
   text = config_lib.to_json(config_lib.Config())
   assert seen == [

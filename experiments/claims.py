@@ -1,0 +1,148 @@
+"""Whose a run's folder is: one run's at a time, with one configuration."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+
+from experiments import cli
+from mhil import config as config_lib
+
+CONFIG, DATA = "config.json", "data.sha256"
+
+
+@contextlib.contextmanager
+def claimed(
+  folder: pathlib.Path,
+  config: config_lib.Config,
+  resume: bool,
+  fingerprint: str,
+) -> Iterator[None]:
+  """Makes the folder this run's own, and keeps others out while it is at work.
+
+  Raises:
+    UserError: if it cannot be written, holds another run, or is in use.
+  """
+  with _writing(folder):
+    _check(folder, config, resume, fingerprint)
+    folder.mkdir(parents=True, exist_ok=True)
+    place = os.open(folder, os.O_RDONLY)
+  try:
+    # The system lets go of it after a kill.
+    _lock(folder, place)
+    with _writing(folder):
+      # Another may have come and gone in between.
+      _check(folder, config, resume, fingerprint)
+      replace(folder / DATA, fingerprint + "\n")
+      replace(folder / CONFIG, config_lib.to_json(config))
+    yield
+  finally:
+    os.close(place)
+
+
+def _check(folder, config, resume, fingerprint):
+  path = folder / CONFIG
+  if path.exists():
+    check_same(folder, config, path, resume)
+    check_data(folder, fingerprint)
+  elif resume:
+    raise cli.UserError(
+      f"--resume: --workdir={folder} holds no run; start one without --resume"
+    )
+  elif (folder / "checkpoints").exists():
+    raise cli.UserError(
+      f"--workdir={folder} holds checkpoints, but no config.json that says "
+      "of what; name another folder"
+    )
+
+
+def _lock(folder, place):
+  try:
+    fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    raise cli.UserError(
+      f"--workdir={folder} is in use by another run; wait for its end, or name "
+      "another folder. Several processes of one run need --coordinator"
+    ) from None
+  except OSError:
+    pass  # Not every file system over a network can lock a folder.
+
+
+def check_same(
+  folder: pathlib.Path,
+  config: config_lib.Config,
+  path: pathlib.Path,
+  resume: bool = True,
+) -> None:
+  """Raises `UserError` unless a folder's run has this configuration."""
+  if not resume:
+    raise cli.UserError(
+      f"--workdir={folder} holds a run already; add --resume to go on with "
+      "it, or name another folder"
+    )
+  try:
+    old = config_lib.flatten(json.loads(path.read_text()))
+  except (ValueError, AttributeError):
+    raise cli.UserError(
+      f"--resume: {path} is damaged; restore it, or name another folder"
+    ) from None
+  new = config_lib.flatten(json.loads(config_lib.to_json(config)))
+  # A field that is younger than the run had its default.
+  usual = json.loads(config_lib.to_json(config_lib.Config()))
+  old = config_lib.flatten(usual) | old
+  # A mesh may change: heads are dealt anew. What is between stages may not.
+  for field in sorted(new.keys() | old.keys()):
+    if field in ("mesh.data", "mesh.head", "mesh.subnet"):
+      continue
+    if old.get(field) != new.get(field):
+      raise cli.UserError(
+        f"--workdir={folder} holds a run with {field}={old.get(field)!r}, not "
+        f"{new.get(field)!r}; use {cli.override(field, old.get(field))} or "
+        "another folder"
+      )
+
+
+def check_data(
+  folder: pathlib.Path, fingerprint: str, flag: str = "workdir"
+) -> None:
+  """Raises `UserError` if the data are not those that the run began with."""
+  if (began := data_hash(folder, flag)) != fingerprint:
+    raise cli.UserError(
+      f"--{flag}={folder} began with data {began[:12]}, not "
+      f"{fingerprint[:12]}; bring them back, or name another folder"
+    )
+
+
+def data_hash(folder: pathlib.Path, flag: str = "workdir") -> str:
+  """The hash of the data that a folder's run began with.
+
+  Raises:
+    UserError: if the folder has lost it.
+  """
+  path = folder / DATA
+  if not path.exists():
+    raise cli.UserError(
+      f"--{flag}={folder} has lost {DATA}; restore it, or name another folder"
+    )
+  return path.read_text().strip()
+
+
+@contextlib.contextmanager
+def _writing(folder: pathlib.Path) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    raise cli.UserError(
+      f"--workdir={folder} cannot be written ({error.strerror}); name a "
+      "folder that you may write"
+    ) from None
+
+
+def replace(path: pathlib.Path, text: str) -> None:
+  """Writes a file, all of it or nothing."""
+  # A reader, or a run after a kill, sees all of the text or none of it.
+  draft = path.with_name(f".{path.name}.draft")
+  draft.write_text(text)
+  draft.rename(path)

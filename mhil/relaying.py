@@ -1,0 +1,67 @@
+"""A line to another host that stays open here when it breaks there.
+
+JAX ends a process with a dump as soon as its line to process 0 closes. Given
+the near end of a relay it hears nothing but silence then, while we are told.
+"""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+
+class Relay:
+  """Hands on what comes to an address of this process, both ways.
+
+  Args:
+    target: `HOST:PORT`.
+    patience: seconds to wait until somebody listens there.
+
+  Attributes:
+    address: `HOST:PORT` of the near end.
+    broken: called once the far end has closed a line.
+  """
+
+  def __init__(self, target: str, patience: float):
+    host, _, port = target.rpartition(":")
+    self._target = host.strip("[]"), int(port)
+    self._patience = patience
+    self._server = socket.create_server(("127.0.0.1", 0))
+    self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
+    self.broken: Callable[[], None] = lambda: None
+    threading.Thread(target=self._accept, daemon=True).start()
+
+  def _accept(self) -> None:
+    while True:
+      near, _ = self._server.accept()
+      threading.Thread(target=self._open, args=(near,), daemon=True).start()
+
+  def _open(self, near: socket.socket) -> None:
+    far = self._connect()
+    if far is None:
+      near.close()
+      return
+    for end in near, far:
+      end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    back = threading.Thread(target=_copy, args=(near, far), daemon=True)
+    back.start()
+    _copy(far, near)
+    # The near end stays open.
+    self.broken()
+
+  def _connect(self) -> socket.socket | None:
+    until = time.monotonic() + self._patience
+    while time.monotonic() < until:
+      with contextlib.suppress(OSError):
+        far = socket.create_connection(self._target, timeout=5)
+        far.settimeout(None)
+        return far
+      time.sleep(0.2)
+    return None
+
+
+def _copy(source: socket.socket, sink: socket.socket) -> None:
+  with contextlib.suppress(OSError):
+    while data := source.recv(1 << 16):
+      sink.sendall(data)
