@@ -1,15 +1,19 @@
 """Whose a run's folder is: one run's at a time, with one configuration."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator
 
 from experiments import cli
 from mhil import config as config_lib
 
+# Bytes that figures, report and events take at least.
+LEAST = 4 << 20
 CONFIG, DATA = "config.json", "data.sha256"
 
 
@@ -137,6 +141,27 @@ def _writing(folder: pathlib.Path) -> Iterator[None]:
     raise cli.UserError(
       f"--workdir={folder} cannot be written ({error.strerror}); name a "
       "folder that you may write"
+    ) from None
+
+
+@contextlib.contextmanager
+def room(folder: pathlib.Path) -> Iterator[None]:
+  """Turns a disk that is full, now or within, into one line.
+
+  Raises:
+    UserError: says what to do.
+  """
+  try:
+    free = shutil.disk_usage(folder).free
+    if free < LEAST:
+      raise OSError(errno.ENOSPC, f"{free:,} bytes are free")
+    yield
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+      raise
+    raise cli.UserError(
+      f"--workdir={folder} has no room left ({error.strerror}); make room and "
+      "go on with --resume"
     ) from None
 
 

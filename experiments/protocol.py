@@ -80,10 +80,20 @@ def _how(config: config_lib.Config) -> list[str]:
   apart = (
     "" if objective == "end_to_end" else f", {objective.replace('_', ' ')}"
   )
+  blocks = "-".join(map(str, network.blocks))
+  blocks = f" of {blocks} blocks" if network.name == "resnet" else ""
   return [
-    config.loss.name,
-    f"{network.name} {widths}".strip() + norm + apart,
+    _loss(config),
+    f"{network.name} {widths}".strip() + blocks + norm + apart,
   ]
+
+
+def _loss(config: config_lib.Config) -> str:
+  loss, name = config.loss, config.loss.name.replace("_", " ")
+  reference = f", {loss.reference}" if name == "dce" else ""
+  frozen = config.train.train_heads == "new"
+  off = loss.correction == "off" or (loss.correction == "auto" and frozen)
+  return name + reference + ", no correction" * off
 
 
 def _augmentation(run: Mapping[str, Any]) -> str:

@@ -127,6 +127,7 @@ def train(
       stack.enter_context(claims.claimed(folder, config, resume, fingerprint))
       announce(parts, config)
     together.wait("claimed")
+    stack.enter_context(claims.room(folder))
     return _train(config, parts, folder, fingerprint, resume, bar, together)
 
 

@@ -93,7 +93,7 @@ def put_rows(part: np.ndarray, size: int, where: NamedSharding) -> jax.Array:
   return jax.make_array_from_callback((size, *part.shape[1:]), where, own)
 
 
-def devices(wanted: int, stage: int = 1) -> list[jax.Device]:
+def devices(wanted: int, stage: int = 1) -> list[Any]:
   """Devices for a mesh, as many of each process; process by process.
 
   Args:
@@ -116,5 +116,5 @@ def devices(wanted: int, stage: int = 1) -> list[jax.Device]:
   return [d for i in range(count) for d in _of(found, i)[: wanted // count]]
 
 
-def _of(found: Sequence[jax.Device], process: int) -> list[jax.Device]:
+def _of(found: Sequence[Any], process: int) -> list[Any]:
   return [device for device in found if device.process_index == process]

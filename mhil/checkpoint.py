@@ -7,12 +7,15 @@ saved in another shape comes back in that shape, for whoever knows what the
 shape means.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import math
+import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -24,6 +27,8 @@ from jax.experimental import multihost_utils
 MANIFEST = "manifest.json"
 # Orbax writes the time of the commit into it after the hashes are taken.
 STAMP = "_CHECKPOINT_METADATA"
+# Bytes that a save takes beside its arrays, at most.
+ROOM = 1 << 20
 
 
 class Checkpoints:
@@ -64,20 +69,23 @@ class Checkpoints:
 
     Raises:
       FloatingPointError: if a number is NaN or infinite; nothing is saved.
+      OSError: if the disk is full; the saves before stay.
     """
     self._check_finite(step, state)
     if step in self._manager.all_steps():
       return
-    self._manager.wait_until_finished()
+    self._wait()
+    self._check_room(state)
     self._writing = step
     shapes = [list(x.shape) for x in jax.tree.leaves(state)]
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        progress=ocp.args.JsonSave({"progress": progress, "shapes": shapes}),
-      ),
-    )
+    with _full_disk():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          progress=ocp.args.JsonSave({"progress": progress, "shapes": shapes}),
+        ),
+      )
 
   def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
     """The newest sound save, laid out like `like`; None without one.
@@ -90,7 +98,7 @@ class Checkpoints:
     Damaged saves are named and set aside, so that their steps can be saved
     again.
     """
-    self._manager.wait_until_finished()
+    self._wait()
     step = -1
     if jax.process_index() == 0:
       step = self._newest_sound()
@@ -101,7 +109,7 @@ class Checkpoints:
 
   def newest(self) -> int | None:
     """Step of the newest save; None without one."""
-    self._manager.wait_until_finished()
+    self._wait()
     return self._manager.latest_step()
 
   def __enter__(self):
@@ -112,7 +120,7 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits until the last save is whole."""
-    self._manager.wait_until_finished()
+    self._wait()
     self._manager.close()
 
   def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
@@ -146,6 +154,18 @@ class Checkpoints:
         return step
     return -1
 
+  def _wait(self) -> None:
+    with _full_disk():
+      self._manager.wait_until_finished()
+
+  def _check_room(self, state: Any) -> None:
+    # Found out in the middle of a save, it is told by a thread of Orbax.
+    size = ROOM + sum(x.nbytes for x in jax.tree.leaves(state))
+    free = shutil.disk_usage(self._folder).free
+    if size > free:
+      told = f"a save takes up to {size:,} bytes, {free:,} are free"
+      raise OSError(errno.ENOSPC, told)
+
   def _check_finite(self, step: int, state: Any) -> None:
     # The loss of a step is taken before its update, which may be what fails.
     # What the host holds are samples, not results.
@@ -174,20 +194,34 @@ class Checkpoints:
   def _write_manifest(self) -> None:
     # Everything is written; the folder gets its final name right after this.
     (folder,) = self._folder.glob(f"{self._writing}.orbax-checkpoint-tmp*")
-    text = json.dumps({"sha256": _hashes(folder)}, indent=1)
+    told = {"step": self._writing, "sha256": _hashes(folder)}
+    text = json.dumps(told, indent=1)
     (folder / MANIFEST).write_text(text)
 
   def _verify(self, step: int) -> None:
     folder = self._folder / str(step)
     if not (folder / MANIFEST).is_file():
       raise ValueError(f"{MANIFEST} was removed")
-    wanted = json.loads((folder / MANIFEST).read_text())["sha256"]
+    told = json.loads((folder / MANIFEST).read_text())
+    if (of := told.get("step", step)) != step:
+      raise ValueError(f"it is that of step {of}")
     found = _hashes(folder)
-    for name, digest in wanted.items():
+    for name, digest in told["sha256"].items():
       if found.get(name) != digest:
         raise ValueError(
           f"{name} was {'changed' if name in found else 'removed'}"
         )
+
+
+@contextlib.contextmanager
+def _full_disk() -> Iterator[None]:
+  """Makes of what Orbax says of a full disk what the system says of it."""
+  try:
+    yield
+  except ValueError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
 
 
 def _hashes(folder: pathlib.Path) -> dict[str, str]:

@@ -23,31 +23,41 @@ class Relay:
     broken: called once the far end has closed a line.
   """
 
-  def __init__(self, target: str, patience: float):
+  def __init__(self, target: str, patience: float | int):
     host, _, port = target.rpartition(":")
     self._target = host.strip("[]"), int(port)
     self._patience = patience
     self._server = socket.create_server(("127.0.0.1", 0))
     self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
     self.broken: Callable[[], None] = lambda: None
+    self._open_lines: list[socket.socket] = []
     threading.Thread(target=self._accept, daemon=True).start()
 
+  def close(self) -> None:
+    """Closes both ends of every line."""
+    for line in (self._server, *self._open_lines):
+      with contextlib.suppress(OSError):
+        line.shutdown(socket.SHUT_RDWR)
+      line.close()
+
   def _accept(self) -> None:
-    while True:
-      near, _ = self._server.accept()
-      threading.Thread(target=self._open, args=(near,), daemon=True).start()
+    with contextlib.suppress(OSError):
+      while True:
+        near, _ = self._server.accept()
+        threading.Thread(target=self._open, args=(near,), daemon=True).start()
 
   def _open(self, near: socket.socket) -> None:
     far = self._connect()
     if far is None:
       near.close()
       return
+    # Kept, so that the near end stays open whatever becomes of the far one.
+    self._open_lines += near, far
     for end in near, far:
       end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     back = threading.Thread(target=_copy, args=(near, far), daemon=True)
     back.start()
     _copy(far, near)
-    # The near end stays open.
     self.broken()
 
   def _connect(self) -> socket.socket | None:

@@ -29,7 +29,7 @@ def told(changes, **changed):
 def test_a_row_says_what_it_is_and_costs():
   _, cells = told({})
   assert cells == [
-    *("dce", "mlp 64", "none", "2,000", "6,400", "1,000", "4,000"),
+    *("dce, learned", "mlp 64", "none", "2,000", "6,400", "1,000", "4,000"),
     *("1.5", "0.250"),
   ]
 
@@ -38,6 +38,16 @@ def test_a_row_says_what_it_is_and_costs():
   "changes, place, cell",
   [
     ({"loss.name": "ce"}, 0, "ce"),
+    ({"loss.name": "distributed_ce"}, 0, "distributed ce"),
+    ({"loss.reference": "zero"}, 0, "dce, zero"),
+    ({"loss.correction": "off"}, 0, "dce, learned, no correction"),
+    ({"train.train_heads": "new"}, 0, "dce, learned, no correction"),
+    (
+      {"network.name": "resnet", "network.widths": (8, 8, 16)}
+      | {"network.blocks": (1, 2)},
+      1,
+      "resnet 8-8-16 of 1-2 blocks",
+    ),
     ({"network.name": "resnet14"}, 1, "resnet14"),
     (
       {"network.name": "convnet", "network.widths": (16, 32)},
@@ -73,7 +83,7 @@ def test_what_an_older_run_did_not_measure_is_left_empty():
   old = run()
   del old["augmentation"], old["test_ms_per_image"]
   lines = protocol.lines({"it": config_lib.Config()}, {"it": [old]})
-  assert lines[-1].startswith("| it | dce | mlp 64 |  | 2,000")
+  assert lines[-1].startswith("| it | dce, learned | mlp 64 |  | 2,000")
   assert lines[-1].endswith("| 1.5 |  |")
 
 

@@ -1,0 +1,196 @@
+"""Disks, clocks and other runs: nothing that was saved is lost."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests import program, several
+from tests.test_faults import dies, place, same, saves
+
+__all__ = ["place"]  # A fixture, of this module too.
+pytestmark = pytest.mark.slow
+# Mounts that nobody else sees, and that go with the process.
+ROOM = "unshare", "--map-root-user", "--mount"
+
+
+def mounted(script, cache):
+  """Runs a shell script that may mount what it likes."""
+  if subprocess.run([*ROOM, "true"], capture_output=True).returncode:
+    pytest.skip("no name space to mount in")
+  process = subprocess.Popen(
+    [*ROOM, "sh", "-euc", script],
+    cwd=program.ROOT,
+    env=program.environment(cache),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  return program.finish(process)
+
+
+def command(place, folder, *more):
+  words = [sys.executable, "-m", "experiments.train", *place.flags]
+  return " ".join([*words, f"--workdir={folder}", *more])
+
+
+def one_line(err, *words):
+  (line,) = err.splitlines()
+  for word in ("error: ", *words):
+    assert word in line, line
+
+
+def test_a_full_disk_stops_it_and_room_lets_it_go_on(place, tmp_path):
+  disk, out = tmp_path / "disk", tmp_path / "out"
+  disk.mkdir()
+  script = f"""
+    mount -t tmpfs -o size=12m tmpfs {disk}
+    {{
+      until [ -d {disk}/run/checkpoints/10 ]; do sleep .02; done
+      # As another program would. A save at work ends; the next finds no room.
+      free=$(df -k --output=avail {disk} | tail -1)
+      dd if=/dev/zero of={disk}/other bs=1k count=$((free - 900)) 2> /dev/null
+    }} &
+    {command(place, disk / "run")} || echo "ended with $?"
+    ls {disk}/run/checkpoints
+    rm {disk}/other
+    {command(place, disk / "run", "--resume")}
+    cp -r {disk}/run {out}
+  """
+  done = mounted(script, place.cache)
+  assert done.status == 0, done
+  one_line(done.err, "has no room left", "make room", "--resume")
+  assert "ended with 2" in done.out and "damaged" not in done.out
+  same(place, out)
+
+
+def test_a_disk_that_is_full_from_the_start(place, tmp_path):
+  script = f"""
+    mount -t tmpfs -o size=1m tmpfs {tmp_path}
+    {command(place, tmp_path / "run")} || [ $? = 2 ]
+    ls {tmp_path}/run
+  """
+  done = mounted(script, place.cache)
+  one_line(done.err, "has no room left", "bytes are free")
+  assert "checkpoints" not in done.out
+
+
+def test_a_folder_that_may_only_be_read(place, tmp_path):
+  script = f"""
+    mount -t tmpfs -o ro tmpfs {tmp_path}
+    {command(place, tmp_path / "run")}
+  """
+  done = mounted(script, place.cache)
+  assert done.status == 2 and done.out == ""
+  one_line(done.err, "cannot be written (Read-only file system)", "name a")
+
+
+def test_a_clock_that_is_set_back(place, tmp_path):
+  """By an hour, again and again, within a run and between two."""
+  back = """
+import time
+real_time, looks = time.time, iter(range(10**9))
+time.time = lambda: real_time() - 3600 * (1 + next(looks) // 100)
+"""
+  folder = tmp_path / "run"
+  script = dies("train.StopSignal.__call__", 40)
+  script = script.replace("import os", back + "import os")
+  assert place.run(folder, script=script).status == -signal.SIGKILL
+  done = place.run(folder, "--resume", script=back + RUNS)
+  assert done.status == 0 and "damaged" not in done.out, done
+  same(place, folder)
+  newest = folder / "checkpoints" / str(saves(folder)[-1])
+  stamp = json.loads((newest / "_CHECKPOINT_METADATA").read_text())
+  assert stamp["commit_timestamp_nsecs"] < 1e9 * (time.time() - 2 * 3600)
+
+
+RUNS = """
+import sys
+from experiments import cli, train
+sys.argv[0] = "train"
+train.define_flags()
+cli.run(train.main, config=True)
+"""
+
+
+def test_two_runs_on_one_work_directory(place, tmp_path):
+  folder = tmp_path / "run"
+  # Long enough to be at work until it is killed.
+  longer = "--config.train.epochs=300"
+  first = place.start(folder, longer)
+  assert several.wait_for(lambda: saves(folder), [first])
+  second = place.run(folder, longer, "--resume")
+  assert second.status == 2 and second.out == ""
+  one_line(second.err, f"--workdir={folder} is in use", "name another folder")
+  assert first.poll() is None
+  first.kill()
+  program.finish(first)
+  # Nothing is left of the first one that would keep others out.
+  third = place.start(folder, longer, "--resume")
+  before = saves(folder)[-1]
+  assert several.wait_for(lambda: saves(folder)[-1] > before, [third])
+  third.terminate()
+  assert program.finish(third).status == 0
+
+
+@pytest.mark.parametrize(
+  "target, call",
+  [
+    ("train.trainer.phases.evaluate", 2),
+    ("train.trainer.facts.of_run", 0),
+    ("checkpoint.Checkpoints.save", 7),
+  ],
+)
+def test_killed_in_a_test_and_before_a_save(target, call, place, tmp_path):
+  folder = tmp_path / "run"
+  done = place.run(folder, script=dies(target, call))
+  assert done.status == -signal.SIGKILL
+  assert place.run(folder, "--resume").status == 0
+  same(place, folder)
+
+
+def test_killed_while_it_restores(place, tmp_path):
+  folder = place.copy(tmp_path / "run")
+  shutil.rmtree(folder / "checkpoints" / str(saves(folder)[-1]))
+  done = place.run(
+    folder, "--resume", script=dies("checkpoint.Checkpoints._read", 0)
+  )
+  assert done.status == -signal.SIGKILL
+  assert place.run(folder, "--resume").status == 0
+  same(place, folder)
+
+
+def test_saves_that_have_changed_places(place, tmp_path):
+  folder = place.copy(tmp_path / "run")
+  *_, third, second, first = saves(folder)
+  checkpoints = folder / "checkpoints"
+  (checkpoints / str(first)).rename(checkpoints / "other")
+  (checkpoints / str(second)).rename(checkpoints / str(first))
+  (checkpoints / "other").rename(checkpoints / str(second))
+  done = place.run(folder, "--resume")
+  assert done.status == 0
+  for step, other in (first, second), (second, first):
+    assert f"checkpoint {step} is damaged (it is that of step {other})" in (
+      done.out
+    )
+  assert f"going back to checkpoint {third}" in done.out
+  same(place, folder)
+
+
+def test_a_file_that_is_of_another_save(place, tmp_path):
+  folder = place.copy(tmp_path / "run")
+  second, first = saves(folder)[-2:]
+  files = [
+    folder / "checkpoints" / str(step) / "progress" / "metadata"
+    for step in (first, second)
+  ]
+  shutil.copy(files[1], files[0])
+  done = place.run(folder, "--resume")
+  assert done.status == 0
+  assert f"checkpoint {first} is damaged" in done.out
+  assert "metadata was changed" in done.out
+  same(place, folder)
