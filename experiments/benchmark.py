@@ -27,6 +27,7 @@ from experiments import (
   bench_rehearsal,
   bench_resnet,
   bench_scale,
+  bench_serving,
   bench_stages,
   bench_subnets,
   cli,
@@ -44,6 +45,7 @@ SUITES = {
   "rehearsal": bench_rehearsal.SUITE,
   "resnet": bench_resnet.SUITE,
   "scale": bench_scale.SUITE,
+  "serving": bench_serving.SUITE,
   "stages": bench_stages.SUITE,
   "subnets": bench_subnets.SUITE,
 }

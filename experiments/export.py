@@ -11,7 +11,7 @@ import pathlib
 from absl import flags
 
 from experiments import build, cli, workdir
-from mhil import checkpoint, prepare, serving
+from mhil import checkpoint, prepare, programs, serving
 from mhil import run as run_lib
 
 
@@ -41,6 +41,17 @@ def export(folder: pathlib.Path, out: pathlib.Path) -> dict:
   Raises:
     UserError: for a folder without a finished run.
   """
+  run, state = restore(folder)
+  with cli.checking():
+    return serving.save(out, run, state)
+
+
+def restore(folder: pathlib.Path) -> tuple[run_lib.Run, programs.State]:
+  """A finished run and its state, on the devices of this program.
+
+  Raises:
+    UserError: for a folder without a finished run.
+  """
   workdir.enable_compilation_cache()
   config = workdir.read_config(folder, "run")
   if not (folder / "metrics.json").is_file():
@@ -53,9 +64,9 @@ def export(folder: pathlib.Path, out: pathlib.Path) -> dict:
     like = run_lib.shapes(run_lib.start(run))
     with checkpoint.Checkpoints(folder / "checkpoints") as checkpoints:
       saved = checkpoints.restore(like)
-    if saved is None:
-      raise cli.UserError(f"--run={folder} has no sound checkpoint")
-    return serving.save(out, run, run_lib.refit(run, saved[0], like))
+  if saved is None:
+    raise cli.UserError(f"--run={folder} has no sound checkpoint")
+  return run, run_lib.refit(run, saved[0], like)
 
 
 if __name__ == "__main__":

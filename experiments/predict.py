@@ -1,29 +1,41 @@
-"""Classes of images, by a network that `experiments.export` wrote.
+"""Classes of images, by a run or by what `experiments.export` wrote of it.
 
   python -m experiments.predict --network=DIR --images=IMAGES.npy --out=OUT.npy
+  python -m experiments.predict --run=DIR --images=IMAGES.npy --out=OUT.npy
 
 IMAGES.npy holds images as they are stored, `[n, height, width, channels]`;
-OUT.npy gets a class for each, `[n]`. Neither the run nor its data are needed.
+OUT.npy gets a class for each, `[n]`. A network needs neither the run nor its
+data. A run is put on the devices of its mesh, its heads over all of them, and
+of the scores only each device's best are compared.
 """
 
 import pathlib
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from absl import flags
 
 from experiments import cli, export
-from mhil import serving
+from mhil import phases, serving
 
 
 def main() -> None:
   """Reads the flags and answers."""
   given = flags.FLAGS
-  if not (given.network and given.images and given.out):
-    raise cli.UserError("--network, --images and --out are all needed")
+  if bool(given.network) == bool(given.run):
+    raise cli.UserError("give one of --network=DIR and --run=DIR")
+  if not (given.images and given.out):
+    raise cli.UserError("--images and --out are both needed")
   images = read(pathlib.Path(given.images))
+  answer: Callable[[np.ndarray], tuple[Any, Any]]
+  if given.network:
+    with cli.checking():
+      answer, told = serving.load(pathlib.Path(given.network), given.batch)
+  else:
+    answer, told = of_run(pathlib.Path(given.run), given.batch)
   with cli.checking():
-    answer, told = serving.load(pathlib.Path(given.network), given.batch)
     answer(images[: given.batch])  # Compiles.
     start = time.perf_counter()
     classes, _ = answer(images)
@@ -32,6 +44,29 @@ def main() -> None:
   print(f"{len(classes):,} images, {len(classes) / seconds:,.0f} a second")
   if told["missing_heads"]:
     print(export.missing(told))
+
+
+def of_run(
+  folder: pathlib.Path, batch: int
+) -> tuple[Callable[[np.ndarray], tuple[Any, Any]], dict[str, Any]]:
+  """The same as `serving.load` of a run, without scores.
+
+  Raises:
+    UserError: for a folder without a finished run.
+  """
+  run, state = export.restore(folder)
+  told = serving.about(run, state)
+  predict = phases.predictor(run, state, len(run.stream.tasks) - 1)
+
+  def answer(images):
+    serving.check(images, told)
+    parts = range(0, len(images), batch)
+    # One shape, so that nothing compiles twice.
+    size = min(batch, len(images)), *images.shape[1:]
+    found = [predict(np.resize(images[i : i + batch], size)) for i in parts]
+    return np.concatenate(found)[: len(images)], None
+
+  return answer, told
 
 
 def read(path: pathlib.Path) -> np.ndarray:
@@ -53,6 +88,7 @@ def read(path: pathlib.Path) -> np.ndarray:
 
 if __name__ == "__main__":
   flags.DEFINE_string("network", None, "Folder that experiments.export wrote.")
+  flags.DEFINE_string("run", None, "Work directory of a finished run.")
   flags.DEFINE_string("images", None, "Array of images, of numpy.save.")
   flags.DEFINE_string("out", None, "Where their classes go.")
   flags.DEFINE_integer("batch", 256, "Images at once.", lower_bound=1)

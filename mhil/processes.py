@@ -46,7 +46,7 @@ class Together:
     self._lock = threading.Lock()
     self._heard = time.monotonic()
     if count > 1:
-      for work in (self._beat, self._listen):
+      for work in (self._beat, self._listen, self._doubt):
         threading.Thread(target=work, daemon=True).start()
 
   @property
@@ -141,8 +141,6 @@ class Together:
     beats = dict.fromkeys(range(self.count), ("", time.monotonic()))
     while not self._over.wait(BEAT):
       now = time.monotonic()
-      if now - self._heard > PATIENCE:
-        self.lost(0, f"has not answered for {PATIENCE:.0f} s")
       with contextlib.suppress(jax.errors.JaxRuntimeError):
         told = _read(f"{_PREFIX}lost")
         if told is not None:
@@ -157,6 +155,12 @@ class Together:
           text = f"process {process}{what and f' with {what}'} is gone"
           self._tell(text)
           self._end(text)
+
+  def _doubt(self) -> None:
+    # By itself: what asks the store may wait for an answer without end.
+    while not self._over.wait(BEAT):
+      if time.monotonic() - self._heard > PATIENCE:
+        self.lost(0, f"has not answered for {PATIENCE:.0f} s")
 
   def _beats(self) -> list[tuple[str, str]]:
     if not self.first:

@@ -26,11 +26,11 @@ for i in $(seq 0 $last); do
     > "$folder/out.$i" 2> "$folder/err.$i" &
   process=$!
   eval "process_$i=$process"
-  until ip link add "near$i" type veth peer name "far$i" netns $process \
-    2> /dev/null && ! [ /proc/$process/ns/net -ef /proc/self/ns/net ]; do
-    ip link del "near$i" 2> /dev/null || true
-    sleep .05
+  while [ "$(readlink /proc/$process/ns/net)" = "$(readlink /proc/$$/ns/net)" ]
+  do
+    sleep .02
   done
+  ip link add "near$i" type veth peer name "far$i" netns $process
   ip link set "near$i" master hub
   ip link set "near$i" up
   nsenter --net=/proc/$process/ns/net sh -c \

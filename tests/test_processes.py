@@ -67,13 +67,13 @@ def quiet(index, count=3):
   return together
 
 
-def listened(together, seconds=2):
+def listened(together, seconds=2, ear="_listen"):
   """The status with which a listening process ended; None if it did not."""
   found = []
 
   def work():
     try:
-      together._listen()
+      getattr(together, ear)()
     except Ended as ended:
       found.extend(ended.args)
 
@@ -129,7 +129,11 @@ def test_the_others_learn_of_it(store, capsys):
 
 
 def test_a_store_that_is_silent_means_that_the_first_is_gone(store, capsys):
-  assert listened(quiet(1)) == processes.LOST
+  other = quiet(1)
+  # It waits for an answer that does not come.
+  store.key_value_set = lambda *_, **__: time.sleep(5)
+  threading.Thread(target=other._beat, daemon=True).start()
+  assert listened(other, ear="_doubt") == processes.LOST
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith("error: process 0 has not answered for ")
 

@@ -124,6 +124,14 @@ def test_from_a_run_to_a_file_to_classes(tmp_path):
   right = (classes == tiny.dataset(10).test_labels).mean()
   assert right == pytest.approx(numbers["last_accuracy"])
 
+  # The run itself, its heads on five devices, answers alike.
+  ask = [f"--run={folder}", given[1], f"--out={tmp_path / 'r.npy'}"]
+  done = program.forked([*ask, "--batch=64"], tmp_path / "r", PREDICT, cache)
+  assert (done.status, done.err) == (0, ""), done
+  np.testing.assert_array_equal(np.load(tmp_path / "r.npy"), classes)
+
+  both = program.forked([*given, ask[0]], tmp_path / "x", PREDICT)
+  assert both.status == 2 and "one of --network=DIR and --run=DIR" in both.err
   bad = program.forked(
     [*given[:1], "--images=no", given[2]], tmp_path / "b", PREDICT
   )

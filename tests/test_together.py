@@ -135,10 +135,9 @@ def test_branches_in_parts(place, tmp_path, more):
   """Parts of a branch lie in one process, and heads in two."""
   if more == ["--stage"]:
     more = ["--config=configs/local_stream.py", "--config.mesh.stage=2"]
-    more += ["--config.train.epochs=1", "--quiet"]
+    more += ["--config.train.epochs=1", "--config.data.limit=30", "--quiet"]
   else:
-    more = [*place.flags, *more, "--config.network.widths=8,8"]
-    more += ["--config.subnets.local_steps=5"]
+    more = [*place.flags, *more, "--config.subnets.local_steps=5"]
   more = [*more, "--config.mesh.head=2"]
   runs = tmp_path / "one", tmp_path / "two"
   assert program.run([*more, f"--workdir={runs[0]}"], place.cache).status == 0
