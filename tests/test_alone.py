@@ -11,13 +11,24 @@ from mhil import run as run_lib
 from tests import tiny
 
 SIZES = (2, 3, 1, 2)
-KINDS = "all", "new"
+KINDS = {
+  "all": {},
+  "new": {"train_heads": "new"},
+  "readout": {"train_heads": "readout"},
+  "scratch": {"from_scratch": True},
+  "balanced": {"balanced_epochs": 1},
+}
+SLOW = "readout", "scratch", "balanced"
+EACH = [
+  pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else ())
+  for kind in KINDS
+]
 # Uneven, and out of step with any mesh.
 SPLIT = ((0, 2, 3), (1,))
 
 
 def parts(kind="all", head=1, **more):
-  recipe = tiny.RECIPE._replace(train_heads=kind)
+  recipe = tiny.RECIPE._replace(**KINDS[kind])
   how = {"norm": "batch", "recipe": recipe} | more
   return tiny.parts(head=head, sizes=SIZES, **how)
 
@@ -32,7 +43,7 @@ def trained(kind, heads=(), head=1):
   return run, done, tables
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_together_they_are_the_run_of_one_program(kind):
   _, whole, _ = trained(kind, head=2)
   banks = [trained(kind, heads)[1].state.bank for heads in SPLIT]
@@ -58,7 +69,7 @@ def test_another_memory_would_be_noticed():
   assert (np.asarray(found.rows) != np.asarray(wanted.rows)).any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["all", "new"])
 def test_scores_put_together_are_the_tests_of_one_program(kind):
   run, whole, tables = trained(kind, head=2)
   for t in range(len(SIZES)):

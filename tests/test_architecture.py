@@ -323,6 +323,8 @@ def test_undocumented_names_are_found():
 # Spelt so that this file does not hold what it forbids.
 FORBIDDEN = {
   "a machine's path": r"(^|[^\w.])/(work|farm|root|Users|home/\w+)/",
+  # Reading one runs whatever code is in it.
+  "a pickle": r"import pickl[e]|allow_pickle=Tru[e]|torch[.]loa[d]|jobli[b]",
   "a registry": r"pythonhos[t]ed|pypi[.]or[g]|index.ur[l]|find.link[s]",
 }
 
@@ -345,6 +347,7 @@ def test_forbidden_places_would_be_found():
   place = "/".join(["see ", "root", "project"])
   assert re.search(FORBIDDEN["a machine's path"], place)
   assert re.search(FORBIDDEN["a registry"], "py" + "pi.org")
+  assert re.search(FORBIDDEN["a pickle"], "allow_pickle=" + "True")
 
 
 def test_the_walk_sees_the_project():

@@ -100,6 +100,33 @@ def test_parts_put_together_are_the_run_of_one_program(place):
 
 
 @pytest.mark.slow
+def test_with_images_spread_over_devices_too(place):
+  flags = ["--config.mesh.data=2", "--config.memory.size=20"]
+  whole = place.train("whole of two", *flags, "--config.mesh.head=2")
+  assert whole.status == 0, whole
+  names = "first of two", "rest of two"
+  for name, heads in zip(names, ("0,3", "1,2,4")):
+    done = place.train(name, *flags, f"--heads={heads}", "--config.mesh.head=1")
+    assert done.status == 0, done
+  assert place.assemble("of two", *names).status == 0
+  ours, wanted = (
+    program.numbers(place.folder / x) for x in ("of two", "whole of two")
+  )
+  assert ours["params_sha256"] == wanted["params_sha256"]
+  assert ours["accuracy_matrix"] == wanted["accuracy_matrix"]
+
+
+@pytest.mark.slow
+def test_what_was_put_together_can_be_gone_on_with(place):
+  assert place.assemble("again", *HEADS).status == 0
+  (place.folder / "again" / "metrics.json").unlink()
+  done = place.train("again", "--resume", "--config.mesh.head=3")
+  assert (done.status, done.err) == (0, ""), done
+  assert "damaged" not in done.out
+  same(place, "again", "exchange", "compiles")
+
+
+@pytest.mark.slow
 def test_one_that_is_killed_and_resumed_changes_nothing(place):
   script = test_faults.dies("train.StopSignal.__call__", 40)
   heads = f"--heads={HEADS['c']}"

@@ -115,6 +115,22 @@ def test_places_that_a_page_names_are_where_choices_are(page, field):
   assert named and set(named) <= functions
 
 
+def test_every_fault_names_tests_that_there_are():
+  rows = re.findall(r"^\| (.*) \|$", (DOCS / "faults.md").read_text(), re.M)[2:]
+  assert len(rows) > 15
+  for row in rows:
+    tests = row.rsplit(" | ", 1)[1]
+    files = re.findall(r"`(test_\w+)`", tests)
+    assert files, row
+    for file, names in re.findall(r"`(test_\w+)`:([^;]*)", tests):
+      text = (ROOT / "tests" / f"{file}.py").read_text()
+      found = re.findall(r"^ *def (test_\w+)", text, re.MULTILINE)
+      for name in re.findall(r"`(\w+)`", names):
+        assert any(name in test for test in found), (file, name)
+    for file in files:
+      assert (ROOT / "tests" / f"{file}.py").is_file(), file
+
+
 class TestIndex:
   text = (DOCS / "README.md").read_text(encoding="utf-8")
 
