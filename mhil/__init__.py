@@ -34,6 +34,7 @@ __all__ = [
   "data",
   "drawing",
   "frozen",
+  "growing",
   "guessing",
   "heads",
   "inputs",

@@ -1,4 +1,6 @@
-"""Rows that the host moves: to other workers, or in from the data set."""
+"""Rows that the host moves: to other workers, to make room for more classes,
+or in from the data set.
+"""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -58,6 +60,79 @@ def reshard(buffer: Buffer, old: Layout, new: Layout) -> Buffer:
   )
   seen = seen[:, 0].astype(np.int32)
   return Buffer(move(rows), move(label), move(number), fill, rank, seen)
+
+
+def widen(buffer: Buffer, old: Layout, new: Layout) -> Buffer:
+  """The buffer of a stream with more classes, for as many workers; on the host.
+
+  A class of `per_class` has fewer slots then, and keeps the rows that stand
+  first in the lists of its workers. Of the other policies every row stays where
+  it is, and all is as if the new classes had been planned from the start.
+
+  Args:
+    buffer: of `old`.
+    old, new: layouts that differ in classes only.
+
+  Returns:
+    Numpy arrays, to be placed.
+
+  Raises:
+    ValueError: if the layouts differ in more, or `new` has fewer classes.
+  """
+  same = [(x.policy, x.size, x.workers) for x in (old, new)]
+  if new.classes < old.classes or same[0] != same[1]:
+    raise ValueError(
+      f"a buffer of {old.classes} classes does not go on with {new.classes}; "
+      "use more, and the same memory.policy, memory.size and mesh.data"
+    )
+  rows, label, number, fill, rank, seen = across.fetch(buffer)
+  source = buffer_lib.filled(old, fill, rank)
+  more = new.groups - old.groups
+  later = np.arange(old.groups, new.groups, dtype=np.int32)
+  if new.policy == "balanced":
+    later = np.full_like(later, -1)
+  fill = np.pad(fill, [(0, 0), (0, more)])
+  rank = np.concatenate([rank, later])
+  kept = _kept(new, fill, rank)
+  counts = np.minimum(fill.sum(0), kept.sum(0))
+  stays = _first(fill, rank, counts)
+  source = source[0][stays], source[1][stays]
+  target = buffer_lib.filled(new, kept, rank)
+  there = min(old.slots, new.slots)
+
+  def move(x):
+    out = np.zeros((new.workers, new.slots, *x.shape[2:]), x.dtype)
+    out[:, :there] = x[:, :there]
+    out[target] = x[source]
+    return out
+
+  return Buffer(move(rows), move(label), move(number), kept, rank, seen)
+
+
+def _kept(layout, fill, rank):
+  """Rows `[w, g]` that stay: where they are, or dealt anew if one must move."""
+  arrived = max(int((rank >= 0).sum()), 1)
+  room = buffer_lib.portions(layout.size, rank, arrived, layout.workers)
+  counts = np.minimum(fill.sum(0), room.sum(0))
+  anew = buffer_lib.dealt(counts, rank, layout.workers)
+  return np.where((fill <= room).all(0), fill, anew).astype(np.int32)
+
+
+def _first(fill, rank, counts):
+  """Which of all filled rows `[_]` are the first `counts` of their class.
+
+  Place by place, and of one place in the order in which `put` deals.
+  """
+  sizes = fill.T.ravel()
+  cell = np.repeat(np.arange(sizes.size), sizes)
+  group, worker = np.divmod(cell, len(fill))
+  place = np.arange(len(cell)) - (np.cumsum(sizes) - sizes)[cell]
+  turn = (-1 - worker - rank[group]) % len(fill)
+  order = np.lexsort((turn, place, group))
+  before = np.cumsum(fill.sum(0)) - fill.sum(0)
+  nth = np.empty(len(cell), int)
+  nth[order] = np.arange(len(cell)) - before[group[order]]
+  return nth < counts[group]
 
 
 def put(

@@ -24,6 +24,7 @@ class Progress(NamedTuple):
     stepped: seconds between the waits, within a stretch of steps.
     probes: what the objective measured after each task, by name.
     tested: seconds of the last test.
+    tasks: classes of each task of the stream.
   """
 
   step: int = 0
@@ -35,6 +36,7 @@ class Progress(NamedTuple):
   stepped: float = 0.0
   probes: tuple[dict[str, float], ...] = ()
   tested: float = 0.0
+  tasks: tuple[tuple[int, ...], ...] = ()
 
 
 class NotFinite(ArithmeticError):
@@ -219,6 +221,28 @@ def measured(done: Progress) -> dict[str, Any]:
   }
 
 
+def widen(
+  done: Progress, tasks: tuple[tuple[int, ...], ...], entries: int
+) -> Progress:
+  """What was measured of a stream, as a stream with more tasks measures it.
+
+  Args:
+    done: so far.
+    tasks: of the longer stream.
+    entries: of its tallies; one a head, and more where a mesh holds more.
+  """
+
+  def fit(count):
+    count = np.asarray(count)[(slice(entries),) * np.ndim(count)]
+    return np.pad(count, [(0, entries - n) for n in count.shape])
+
+  history = tuple(
+    (*row, *(None,) * (1 + len(tasks) - len(row))) for row in done.history
+  )
+  tallies = tuple(metrics.Tally(*map(fit, tally)) for tally in done.tallies)
+  return done._replace(history=history, tallies=tallies, tasks=tasks)
+
+
 def to_json(done: Progress) -> dict[str, Any]:
   """Progress as lists and numbers."""
   tallies = [[x.tolist() for x in tally] for tally in done.tallies]
@@ -240,4 +264,5 @@ def from_json(saved: dict[str, Any]) -> Progress:
     stepped=saved["stepped"],
     probes=tuple(saved.get("probes", ())),
     tested=saved.get("tested", 0.0),
+    tasks=tuple(tuple(task) for task in saved.get("tasks", ())),
   )

@@ -145,11 +145,23 @@ def transform(
     return memory, transforms.join(batch, more)
 
   def refit(saved, like):
-    if saved.buffer.rows.shape == like.buffer.rows.shape:
+    if jax.tree.map(np.shape, saved) == jax.tree.map(np.shape, like):
       return saved
-    old = buffer_lib.layout(policy, size, classes, len(saved.buffer.rows))
-    moved = moving.reshard(saved.buffer, old, layout)
-    return saved._replace(buffer=buffer_lib.place(moved, mesh, place))
+    w, known = len(saved.buffer.rows), len(saved.expected)
+    old = buffer_lib.layout(policy, size, known, w)
+    buffer = saved.buffer
+    if known != classes:
+      longer = buffer_lib.layout(policy, size, classes, w)
+      buffer, old = moving.widen(buffer, old, longer), longer
+    if w != workers:
+      buffer = moving.reshard(buffer, old, layout)
+    whole, blank = NamedSharding(mesh, P()), [(0, classes - known)]
+    counts = np.pad(saved.expected, blank), np.pad(saved.offered, blank)
+    return Memory(
+      buffer_lib.place(buffer, mesh, place),
+      saved.drawn,
+      *across.put(counts, whole),
+    )
 
   def keep(memory, orders, read):
     buffer = moving.put(layout, memory.buffer, orders, read, mesh)

@@ -15,6 +15,7 @@ from mhil import (
   alone,
   compiling,
   facts,
+  growing,
   inputs,
   losses,
   objectives,
@@ -124,6 +125,7 @@ def fit(
   *,
   checkpoints: Checkpoints | None = None,
   resume: bool = False,
+  after: Result | None = None,
   stop: Callable[[], bool] = lambda: False,
   log: Callable[[int, dict[str, float]], None] = lambda step, row: None,
   scored: Callable[[int, np.ndarray], None] | None = None,
@@ -134,24 +136,21 @@ def fit(
   Args:
     run: from `prepare.build`.
     checkpoints: where to save, after each task and every `every` steps.
-    resume: go on from the newest save, bit for bit.
+    resume: go on from the newest save, bit for bit; it may be that of a shorter
+      stream, see `growing`.
+    after: where nothing is resumed, go on from this result of a shorter stream.
     stop: asked after every step; True saves and returns.
     log: gets each row of numbers as it is known.
     scored: gets, after each task, the scores of `alone.scores`.
     bar: show a progress bar.
 
   Raises:
+    ValueError: if the stream does not go on where the saved one ends.
     Diverged: names the step, the head and the last good save.
   """
-  # 1. Draw the heads, or take them from the newest save.
+  # 1. Draw the heads, or take them from the newest save or an earlier run.
   stream, recipe = run.stream, run.recipe
-  state, done = run_lib.start(run), Progress()
-  if resume and checkpoints:
-    like = run_lib.shapes(state)
-    del state  # There may be no room for two.
-    saved = checkpoints.restore(like)
-    state = run_lib.refit(run, saved[0], like) if saved else run_lib.start(run)
-    done = progress.from_json(saved[1]) if saved else done
+  state, done = _begin(run, checkpoints if resume else None, after)
   note = progress.Recorder(done, log, run.heads, len(stream.tasks))
   pace = run_lib.Pace(run)
   score = alone.scorer(run) if scored else None
@@ -241,6 +240,20 @@ def fit(
   finally:
     meter.close()
   return _result(run, state, note, finished=True)
+
+
+def _begin(run, checkpoints, after) -> tuple[programs.State, Progress]:
+  state = run_lib.start(run)
+  if not checkpoints and after is None:
+    return state, Progress(tasks=run.stream.tasks)
+  like = run_lib.shapes(state)
+  del state  # There may be no room for two.
+  if saved := checkpoints and checkpoints.restore(like):
+    return growing.grow(run, saved[0], progress.from_json(saved[1]), like)
+  if after is None:
+    return run_lib.start(run), Progress(tasks=run.stream.tasks)
+  held = growing.lifted(after.state)
+  return growing.grow(run, held, after.progress, like)
 
 
 def _result(run, state, note, finished) -> Result:
