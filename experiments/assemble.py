@@ -112,7 +112,7 @@ def assemble(
   done = done._replace(tallies=tallies, probes=({},) * len(tallies))
 
   # 3. What one program would have left; nothing, if a part was unsound.
-  with claims.claimed(out, config, again, fingerprint):
+  with claims.claimed(out, config, again, fingerprint, parts):
     with checkpoint.Checkpoints(out / "checkpoints") as checkpoints:
       checkpoints.save(done.step, state, progress.to_json(done))
     numbers = progress.measured(done) | facts.of_run(run, state)

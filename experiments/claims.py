@@ -7,9 +7,9 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from experiments import cli
+from experiments import build, cli, longer
 from mhil import config as config_lib
 
 # Bytes that figures, report and events take at least.
@@ -23,14 +23,22 @@ def claimed(
   config: config_lib.Config,
   resume: bool,
   fingerprint: str,
+  parts: build.Parts,
 ) -> Iterator[None]:
   """Makes the folder this run's own, and keeps others out while it is at work.
+
+  Args:
+    folder: the work directory.
+    config, parts: of the run.
+    resume: go on with the run that the folder holds, or a longer one.
+    fingerprint: of its data.
 
   Raises:
     UserError: if it cannot be written, holds another run, or is in use.
   """
+  given = folder, config, resume, fingerprint, parts
   with _writing(folder):
-    _check(folder, config, resume, fingerprint)
+    _check(*given)
     folder.mkdir(parents=True, exist_ok=True)
     place = os.open(folder, os.O_RDONLY)
   try:
@@ -38,19 +46,39 @@ def claimed(
     _lock(folder, place)
     with _writing(folder):
       # Another may have come and gone in between.
-      _check(folder, config, resume, fingerprint)
+      known = _check(*given)
       replace(folder / DATA, fingerprint + "\n")
       replace(folder / CONFIG, config_lib.to_json(config))
+      # Last: until then it is from this file that a longer run goes on.
+      replace(folder / longer.STREAM, longer.told(parts, fingerprint))
+    if known:
+      count = len(parts.stream.tasks)
+      print(f"stream: {count} tasks, of which {known} were there before")
     yield
   finally:
     os.close(place)
 
 
-def _check(folder, config, resume, fingerprint):
+def _check(folder, config, resume, fingerprint, parts):
   path = folder / CONFIG
   if path.exists():
+    began = longer.read(folder) if resume else None
+    there = parts.dataset.classes
+    known = longer.classes(began["tasks"]) if began else there
+    if there < known:
+      raise cli.UserError(
+        f"data.name={config.data.name} has {there} classes, the run in "
+        f"--workdir={folder} {known}, and a stream only grows; bring the data "
+        "back, or name another folder"
+      )
+    if there > known:
+      check_same(folder, config, path, but=longer.FIELDS)
+      longer.check(folder, began, config, parts)
+      return len(began["tasks"])
     check_same(folder, config, path, resume)
     check_data(folder, fingerprint)
+    if began:
+      longer.check_pixels(folder, began, config, parts.dataset)
   elif resume:
     raise cli.UserError(
       f"--resume: --workdir={folder} holds no run; start one without --resume"
@@ -60,6 +88,7 @@ def _check(folder, config, resume, fingerprint):
       f"--workdir={folder} holds checkpoints, but no config.json that says "
       "of what; name another folder"
     )
+  return 0
 
 
 def _lock(folder, place):
@@ -79,8 +108,17 @@ def check_same(
   config: config_lib.Config,
   path: pathlib.Path,
   resume: bool = True,
+  but: Sequence[str] = (),
 ) -> None:
-  """Raises `UserError` unless a folder's run has this configuration."""
+  """Raises `UserError` unless a folder's run has this configuration.
+
+  Args:
+    folder: the work directory.
+    config: to be held against its own.
+    path: where that is.
+    resume: without it a folder that holds a run is not to be touched.
+    but: fields that may differ.
+  """
   if not resume:
     raise cli.UserError(
       f"--workdir={folder} holds a run already; add --resume to go on with "
@@ -98,7 +136,7 @@ def check_same(
   old = config_lib.flatten(usual) | old
   # A mesh may change: heads are dealt anew. What is between stages may not.
   for field in sorted(new.keys() | old.keys()):
-    if field in ("mesh.data", "mesh.head", "mesh.subnet"):
+    if field in ("mesh.data", "mesh.head", "mesh.subnet", *but):
       continue
     if old.get(field) != new.get(field):
       raise cli.UserError(

@@ -124,7 +124,8 @@ def train(
     joining.agree(together, config, parts.mesh, heads, fingerprint)
   with contextlib.ExitStack() as stack:
     if together.first:
-      stack.enter_context(claims.claimed(folder, config, resume, fingerprint))
+      given = config, resume, fingerprint, parts
+      stack.enter_context(claims.claimed(folder, *given))
       announce(parts, config)
     together.wait("claimed")
     stack.enter_context(claims.room(folder))

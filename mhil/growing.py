@@ -61,10 +61,10 @@ def check(tasks: Tasks, stream: streams.Stream) -> None:
     return
   sizes, known = tuple(map(len, tasks)), [c for task in tasks for c in task]
   width = max(sizes)
-  if len(known) > len(stream.order) or len(tasks) > len(stream.tasks):
+  if len(known) > len(stream.order):
     raise ValueError(
-      f"stream.sizes={stream.sizes} is shorter than the {sizes} of the run that "
-      "it is to go on with; bring the missing classes back"
+      f"stream.sizes={stream.sizes} is shorter than the {sizes} of the run "
+      "that it is to go on with; bring the missing classes back"
     )
   if stream.sizes[: len(sizes)] != sizes:
     more = _sizes(len(stream.order) - len(known), width)
@@ -82,8 +82,8 @@ def check(tasks: Tasks, stream: streams.Stream) -> None:
   if list(stream.order[: len(known)]) != known:
     order = *known, *(c for c in stream.order if c not in set(known))
     raise ValueError(
-      f"stream.order={stream.order} gives the {len(tasks)} tasks that are there "
-      f"other classes; use stream.order={order}"
+      f"stream.order={stream.order} gives the {len(tasks)} tasks that are "
+      f"there other classes; use stream.order={order}"
     )
 
 

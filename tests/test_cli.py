@@ -477,7 +477,7 @@ def test_the_default_folder_is_new_each_time(tmp_path, monkeypatch):
 
 
 def test_config_json_is_whole_or_absent(tmp_path, data, monkeypatch):
-  from experiments import claims
+  from experiments import build, claims, longer
 
   seen = []
   real = pathlib.Path.rename
@@ -487,13 +487,16 @@ def test_config_json_is_whole_or_absent(tmp_path, data, monkeypatch):
     return real(self, target)
 
   monkeypatch.setattr(pathlib.Path, "rename", rename)
-  with claims.claimed(tmp_path / "run", config_lib.Config(), False, "abc"):
+  parts = build.parts(config_lib.Config())
+  given = config_lib.Config(), False, "abc", parts
+  with claims.claimed(tmp_path / "run", *given):
     pass
-  # Last, for a folder with a configuration is a run that can be resumed.
+  # After the data, for with a configuration it is a run that can be resumed.
   text = config_lib.to_json(config_lib.Config())
   assert seen == [
     ("data.sha256", "abc\n", False),
     ("config.json", text, False),
+    ("stream.json", longer.told(parts, "abc"), False),
   ]
   left = sorted(p.name for p in (tmp_path / "run").iterdir())
-  assert left == ["config.json", "data.sha256"]
+  assert left == ["config.json", "data.sha256", "stream.json"]

@@ -223,8 +223,8 @@ def test_killed_at_the_worst_moment_of_a_write(target, place, tmp_path):
 @pytest.mark.slow
 def test_killed_before_the_numbers_are_written(place, tmp_path):
   folder = tmp_path / "run"
-  # The first three are data.sha256, config.json and report.html.
-  script = dies("train.claims.replace", 3)
+  # The first four are data.sha256, config.json, stream.json and report.html.
+  script = dies("train.claims.replace", 4)
   assert place.run(folder, script=script).status == -signal.SIGKILL
   assert (folder / "curves.png").exists() and (folder / "report.html").exists()
   assert not (folder / "metrics.json").exists()

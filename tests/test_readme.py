@@ -76,7 +76,7 @@ def test_a_run_leaves_what_is_listed(tmp_path):
   assert done.returncode == 0, done.stderr
   listing = section("What comes out")
   promised = re.findall(r"^  (\S+)", listing, re.MULTILINE)
-  assert len(promised) == 9
+  assert len(promised) == 10
   for name in promised:
     assert list(folder.glob(name.rstrip("/"))), name
   found = {path.name for path in folder.iterdir()}
