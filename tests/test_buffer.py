@@ -263,3 +263,79 @@ class TestReshard:
     new = buffer.layout("reservoir", 40, 5, 1)
     with pytest.raises(ValueError, match=r"policy=reservoir.*per_class"):
       moving.reshard(kit.empty(), kit.layout, new)
+
+
+class TestWiden:
+  """More classes than were planned, for as many workers."""
+
+  @pytest.mark.parametrize("policy", ["balanced", "reservoir"])
+  @pytest.mark.parametrize("w", [1, 3])
+  @pytest.mark.parametrize("steps", [1, 24])
+  def test_as_if_they_had_been_planned(self, policy, w, steps):
+    few, many = (rehearsing.kit(policy, 43, c, w) for c in (6, 9))
+    held, planned = few.empty(), many.empty()
+    for step, batch in enumerate(stream(few, steps)):
+      key = jax.random.key(step)
+      held = few.store(held, few.offer(*batch), key)
+      planned = many.store(planned, many.offer(*batch), key)
+    wide = moving.widen(held, few.layout, many.layout)
+    for name, x, y in zip(wide._fields, wide, planned):
+      assert x.dtype == y.dtype and np.array_equal(x, y), name
+    # The control: there is something to widen.
+    assert policy == "reservoir" or held.fill.shape != planned.fill.shape
+
+  @pytest.mark.parametrize("w", [1, 3])
+  def test_a_class_keeps_as_many_rows_as_it_has_slots(self, w):
+    few, many = (rehearsing.kit("per_class", 43, c, w) for c in (6, 9))
+    held = few.empty()
+    for step, batch in enumerate(stream(few, 6)):
+      held = few.store(held, few.offer(*batch), jax.random.key(step))
+    wide = moving.widen(held, few.layout, many.layout)
+    share = np.array([5] * 7 + [4] * 2)
+    counts = np.pad(np.asarray(held.fill).sum(0), (0, 3))
+    assert (counts > share).any() and (counts < share)[:6].any()
+    assert wide.fill.sum(0).tolist() == np.minimum(counts, share).tolist()
+    was, now = (
+      list(zip(*rehearsing.contents(kit.layout, x)))
+      for kit, x in ((few, held), (many, wide))
+    )
+    assert set(now) <= set(was) and len(now) == wide.fill.sum()
+    # What was widened goes on like any other buffer.
+    placed = buffer.place(wide, many.mesh)
+    label, number, counted = next(stream(many, 1, seed=1))
+    offer = many.offer(label, 5000 + number, counted)
+    rehearsing.contents(
+      many.layout, many.store(placed, offer, jax.random.key(0))
+    )
+
+  @pytest.mark.parametrize(
+    "other",
+    [("per_class", 40, 4, 1), ("per_class", 41, 6, 1), ("balanced", 40, 6, 1)],
+  )
+  def test_bad(self, other):
+    kit = rehearsing.kit("per_class", 40, 5, 1)
+    message = r"5 classes does not go on with \d; use more, and the same mem"
+    with pytest.raises(ValueError, match=message):
+      moving.widen(kit.empty(), kit.layout, buffer.layout(*other))
+
+  def test_rows_are_those_that_stand_first_on_all_workers(self):
+    layouts = [buffer.layout("per_class", 12, c, 2) for c in (2, 4)]
+    mesh = sharding.make_mesh(data=2)
+    blank = buffer.init(layouts[0], (1,), np.uint8, mesh)
+    held = jax.tree.map(np.array, blank)
+    # Class 0: one worker has four rows, the other none. Class 1: full.
+    fill = np.array([[3, 3], [0, 3]], np.int32)
+    at = buffer.filled(layouts[0], fill, held.rank)
+    held.number[at] = np.arange(1, 10)
+    held.label[at] = np.repeat([0, 1], [3, 6])
+    held.rows[at] = held.number[at][:, None]
+    wide = moving.widen(held._replace(fill=fill), *layouts)
+    at = buffer.filled(layouts[1], wide.fill, wide.rank)
+    assert wide.label[at].tolist() == [0, 0, 0, 1, 1, 1]
+    # None of three is lost though a worker has room for two; of six, the
+    # first place of both and the second of one.
+    number = wide.number[at].tolist()
+    assert number[:3] == [1, 2, 3]
+    assert {4, 7} < set(number[3:]) and number[-1] != 9
+    assert wide.rows[at][:, 0].tolist() == number
+    assert wide.fill.sum(0).tolist() == [3, 3, 0, 0]
