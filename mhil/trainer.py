@@ -108,7 +108,7 @@ def train(
     partition: how a branch falls into parts that are trained apart, e.g.
       `subnets.partition`.
     seed: moves initialisation, exemplars, shuffling and augmentation.
-    **watch: where to save and what to show; see `fit`.
+    **watch: where to save, what to go on from and what to show; see `fit`.
 
   Raises:
     ValueError: if the parts do not fit together.

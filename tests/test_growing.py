@@ -163,6 +163,21 @@ class TestBitForBit:
     before = trainer.fit(run(SHORT))
     same(trainer.fit(run(LONG), after=before), trainer.fit(run(LONG)))
 
+  @pytest.mark.slow
+  def test_copies_of_a_branch_that_train_apart(self):
+    objective, partition = test_subnets.parts(2, "local_sgd")
+    mesh = sharding.make_mesh(head=2, subnet=2)
+
+    def run(classes):
+      data = longer.beginning(tiny.dataset(LONG), classes)
+      stream = streams.class_incremental(classes, increment=2, order_seed=None)
+      loss, recipe = losses.dce(), test_subnets.RECIPE
+      given = mesh, stream, data, objective, loss, recipe, 0, None, partition
+      return prepare.build(*given)
+
+    before = trainer.fit(run(SHORT))
+    same(trainer.fit(run(LONG), after=before), trainer.fit(run(LONG)))
+
   def test_what_would_fail_is_seen(self):
     """The control: another seed draws another fourth head."""
     run = build(LONG)._replace(seed=1)
@@ -268,18 +283,6 @@ class TestCheck:
     other = before._replace(progress=before.progress._replace(tasks=tasks))
     with pytest.raises(ValueError, match=r"use stream\.order=\(1, 0, 2"):
       trainer.fit(build(LONG), after=other)
-
-  def test_parts_of_a_run_go_on_in_a_longer_stream(self):
-    """Copies that train apart have no table of units in the way."""
-    run = test_subnets.build(2, method="local_sgd", head=2)
-    before = trainer.fit(run)
-    tasks = run.stream.tasks[:2]
-    old = before.progress._replace(tasks=tasks)
-    like = run_lib.shapes(run_lib.start(run))
-    state = growing.lifted(before.state)
-    held, done = growing.grow(run, state, old, like)
-    assert done.tasks == run.stream.tasks
-    jax.tree.map(np.testing.assert_array_equal, held, before.state)
 
 
 class TestProgress:

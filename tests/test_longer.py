@@ -173,9 +173,8 @@ def refused(place, name, *more, say, **how):
 REFUSED = {
   "the order of a seed": (
     ["--config.stream.order=()"],
-    f"gives the 5 tasks that are there other classes; use stream.order={ORDER}"[
-      :-7
-    ],
+    "gives the 5 tasks that are there other classes; use stream.order="
+    f"{(*ORDER[:10], 11, 10)}",
   ),
   "other sizes": (
     ["--config.stream.sizes=(2,2,2,2,4)"],
