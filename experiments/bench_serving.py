@@ -19,6 +19,8 @@ from mhil import run as run_lib
 
 HEADS, REPETITIONS, AT_ONCE = (1, 10, 100), 15, 256
 DEVICES = 2
+# So that a task of the longest stream fills a batch.
+SETUP = setups.CONVNET._replace(samples=setups.CONVNET.batch * HEADS[-1])
 
 
 class Answer(NamedTuple):
@@ -37,7 +39,7 @@ class Answer(NamedTuple):
 
 
 def answers(
-  setup: setups.Setup = setups.CONVNET,
+  setup: setups.Setup = SETUP,
   counts: Sequence[int] = HEADS,
   repetitions: int = REPETITIONS,
   at_once: int = AT_ONCE,
