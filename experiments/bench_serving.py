@@ -17,7 +17,7 @@ from experiments import measure, setups
 from mhil import phases, serving
 from mhil import run as run_lib
 
-HEADS, REPETITIONS, AT_ONCE = (1, 10, 100), 15, 256
+HEADS, REPETITIONS, AT_ONCE = (1, 10, 100), 7, 64
 DEVICES = 2
 # So that a task of the longest stream fills a batch.
 SETUP = setups.CONVNET._replace(samples=setups.CONVNET.batch * HEADS[-1])

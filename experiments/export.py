@@ -62,7 +62,9 @@ def restore(folder: pathlib.Path) -> tuple[run_lib.Run, programs.State]:
     parts = build.parts(config)
     run = prepare.build(*parts[:6], config.seed, *parts[6:], config.heads)
     like = run_lib.shapes(run_lib.start(run))
-    with checkpoint.Checkpoints(folder / "checkpoints") as checkpoints:
+    with checkpoint.Checkpoints(
+      folder / "checkpoints", writes=False
+    ) as checkpoints:
       saved = checkpoints.restore(like)
   if saved is None:
     raise cli.UserError(f"--run={folder} has no sound checkpoint")

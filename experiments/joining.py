@@ -1,7 +1,9 @@
 """Flags of a run of several processes, and what these must agree on."""
 
 import contextlib
-import hashlib
+import os
+import pathlib
+import signal
 import sys
 from collections.abc import Callable, Iterator
 
@@ -13,7 +15,7 @@ from jax.sharding import Mesh
 
 from experiments import cli
 from mhil import config as config_lib
-from mhil import processes, trainer
+from mhil import connecting, processes, trainer
 
 
 def define_flags() -> None:
@@ -41,7 +43,7 @@ def joined() -> Iterator[processes.Together]:
     return
   _refuse_together()
   with cli.checking():
-    together = processes.join(
+    together = connecting.join(
       given.coordinator, given.num_processes, given.process_id
     )
   try:
@@ -76,9 +78,9 @@ def _refuse_together() -> None:
       f"--coordinator={given.coordinator}: several processes write into one "
       "folder; add --workdir=DIR, the same for all"
     )
-  if given.heads is not None:
+  if heads := given.config.heads:
     raise cli.UserError(
-      f"--heads={','.join(given.heads)} trains without a link, and "
+      f"--heads={','.join(map(str, heads))} trains without a link, and "
       f"--coordinator={given.coordinator} is one; use one of the two"
     )
 
@@ -89,13 +91,29 @@ def agree(
   mesh: Mesh,
   heads: int,
   fingerprint: str,
+  resume: bool,
 ) -> None:
   """Raises ValueError unless all processes are to do the same."""
-  text = config_lib.to_json(config).encode()
-  together.agree("configuration", hashlib.sha256(text).hexdigest())
-  together.agree("data", fingerprint)
+  fields = config_lib.flatten(config_lib.to_dict(config))
+  fields |= {"--resume": resume, "data_sha256": fingerprint}
+  together.agree(fields)
   together.what = heads_of(mesh, heads)
   together.wait("agreed")
+
+
+def check_shared(
+  together: processes.Together, folder: pathlib.Path, config: config_lib.Config
+) -> None:
+  """Raises UserError if a process does not see what the first one wrote."""
+  path = folder / "config.json"
+  told = path.read_text() if path.is_file() else None
+  if told != config_lib.to_json(config):
+    raise cli.UserError(
+      f"--workdir={folder} is not the same folder for process {together.index} "
+      "as for process 0; name one that all processes share"
+    )
+  together.wait("seen")
+  together.begun = True
 
 
 def heads_of(mesh: Mesh, heads: int) -> Callable[[int], str]:
@@ -124,7 +142,11 @@ class Preempted:
     return multihost_utils.reached_preemption_sync_point(self._asked)
 
   def __enter__(self):
+    # A key of one terminal is to stop all of them.
+    self._before = signal.signal(
+      signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    )
     return self
 
   def __exit__(self, *_):
-    pass
+    signal.signal(signal.SIGINT, self._before)

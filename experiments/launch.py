@@ -28,22 +28,11 @@ def main(rest: list[str]) -> None:
   count = flags.FLAGS.num_processes
   if count < 1:
     raise cli.UserError(f"--num_processes={count} is not positive; use 2")
-  port = free_port()
-  started = [
-    subprocess.Popen(
-      [
-        *(sys.executable, "-m", "experiments.train", *rest),
-        f"--coordinator=127.0.0.1:{port}",
-        f"--num_processes={count}",
-        f"--process_id={i}",
-      ],
-      # Only the first has something to say.
-      stdout=subprocess.DEVNULL if i else None,
-      # A terminal's Ctrl-C comes to us alone, and is handed on once.
-      start_new_session=True,
+  if not any(word.startswith(("--workdir=", "-workdir=")) for word in rest):
+    raise cli.UserError(
+      "several processes write into one folder; add --workdir=DIR behind --"
     )
-    for i in range(count)
-  ]
+  started: list[subprocess.Popen] = []
 
   def stop(*_):
     for process in started:
@@ -51,6 +40,22 @@ def main(rest: list[str]) -> None:
 
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, stop)
+  port = free_port()
+  for i in range(count):
+    started.append(
+      subprocess.Popen(
+        [
+          *(sys.executable, "-m", "experiments.train", *rest),
+          f"--coordinator=127.0.0.1:{port}",
+          f"--num_processes={count}",
+          f"--process_id={i}",
+        ],
+        # Only the first has something to say.
+        stdout=subprocess.DEVNULL if i else None,
+        # A terminal's Ctrl-C comes to us alone, and is handed on once.
+        start_new_session=True,
+      )
+    )
   status = [process.wait() for process in started]
   sys.exit(max(code if code >= 0 else 128 - code for code in status))
 

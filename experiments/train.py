@@ -121,13 +121,15 @@ def train(
     parts = build.parts(config, together.count)
     fingerprint = data.fingerprint(parts.dataset)
     heads = len(parts.stream.tasks)
-    joining.agree(together, config, parts.mesh, heads, fingerprint)
+    asked = config, parts.mesh, heads, fingerprint, resume
+    joining.agree(together, *asked)
   with contextlib.ExitStack() as stack:
     if together.first:
       given = config, resume, fingerprint, parts
       stack.enter_context(claims.claimed(folder, *given))
       announce(parts, config)
     together.wait("claimed")
+    joining.check_shared(together, folder, config)
     stack.enter_context(claims.room(folder))
     return _train(config, parts, folder, fingerprint, resume, bar, together)
 
@@ -169,10 +171,13 @@ def _train(
 
   # 3. Numbers, figures, the report.
   numbers = result.metrics | workdir.origin(config, parts.stream, fingerprint)
-  if speed := pace.measured(run, build.end_to_end(config, parts)):
+  # Each would take as many steps as its own clock allows.
+  speed = together.count == 1 and pace.measured(
+    run, build.end_to_end(config, parts)
+  )
+  if speed:
     numbers["speed"] = speed
-    if together.first:
-      print(pace.line(speed))
+    print(pace.line(speed))
   if together.first:
     workdir.write(folder, numbers, result.progress, config)
   return numbers

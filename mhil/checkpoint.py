@@ -38,6 +38,7 @@ class Checkpoints:
     folder: made if it is missing.
     every: steps between two saves inside a task; 0 saves after tasks only.
     keep: how many of the newest saves stay.
+    writes: False leaves the folder as it is, whatever is in it.
     say: told, in one line, what was damaged.
   """
 
@@ -47,17 +48,19 @@ class Checkpoints:
     *,
     every: int = 0,
     keep: int = 3,
+    writes: bool = True,
     say: Callable[[str], None] = print,
   ):
     self.every = every
     self._folder = pathlib.Path(folder).absolute()
-    self._say = say
+    self._say, self._writes = say, writes
     self._writing: int | None = None
     self._manager = ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
         max_to_keep=keep,
-        cleanup_tmp_directories=True,
+        cleanup_tmp_directories=writes,
+        read_only=not writes,
         async_options=ocp.AsyncOptions(
           post_finalization_callback=self._write_manifest
         ),
@@ -145,7 +148,8 @@ class Checkpoints:
       try:
         self._verify(step)
       except (OSError, ValueError, LookupError, TypeError) as error:
-        self._set_aside(step)
+        if self._writes:
+          self._set_aside(step)
         fix = "the start" if before is None else f"checkpoint {before}"
         self._say(
           f"checkpoint {step} is damaged ({error}); going back to {fix}"

@@ -10,18 +10,16 @@ That store is in no public interface of JAX; Orbax uses the same.
 
 import atexit
 import contextlib
+import json
 import os
-import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jax._src import distributed
-
-from mhil import relaying
 
 PATIENCE = 15.0  # seconds without a beat, after which a process is lost
 BEAT = 1.0  # seconds
@@ -37,36 +35,46 @@ class Together:
     count: how many.
     index: which one this is.
     what: `process -> what it has`, to be told when it is lost.
+    begun: whether there is something to go on with.
   """
 
   def __init__(self, count: int = 1, index: int = 0):
     self.count, self.index = count, index
     self.what: Callable[[int], str] = lambda process: ""
+    self.begun = False
+    self._threads: list[threading.Thread] = []
     self._over = threading.Event()
     self._lock = threading.Lock()
     self._heard = time.monotonic()
     if count > 1:
       for work in (self._beat, self._listen, self._doubt):
-        threading.Thread(target=work, daemon=True).start()
+        self._threads.append(threading.Thread(target=work, daemon=True))
+        self._threads[-1].start()
 
   @property
   def first(self) -> bool:
     """Whether this process writes what one process has to."""
     return self.index == 0
 
-  def agree(self, name: str, value: str) -> None:
-    """Raises ValueError if the first process has another value."""
+  def of_first(self, name: str, value: str) -> str:
+    """The value that the first process has under this name; each name once."""
     if self.count == 1:
-      return
-    key = f"{_PREFIX}agree/{name}"
+      return value
+    key = f"{_PREFIX}of_first/{name}"
     if self.first:
       _store().key_value_set(key, value)
-    theirs = _store().blocking_key_value_get(key, 1000 * CONNECT)
-    if theirs != value:
-      raise ValueError(
-        f"process {self.index} has {name} {value[:60]}, process 0 "
-        f"{theirs[:60]}; give all processes the same"
-      )
+    return _store().blocking_key_value_get(key, 1000 * CONNECT)
+
+  def agree(self, values: Mapping[str, Any]) -> None:
+    """Raises ValueError if the first process has another value of a name."""
+    ours = {name: json.dumps(value) for name, value in values.items()}
+    theirs = json.loads(self.of_first("values", json.dumps(ours)))
+    for name, value in ours.items():
+      if theirs.get(name) != value:
+        raise ValueError(
+          f"{name}={value} in process {self.index}, and {theirs.get(name)} in "
+          "process 0; give all processes the same"
+        )
 
   def wait(self, name: str) -> None:
     """Waits until all processes are here; each name once."""
@@ -109,6 +117,8 @@ class Together:
     if self.count > 1:
       self.wait("over")
       self._over.set()
+      for thread in self._threads:
+        thread.join(5 * BEAT)
       jax.distributed.shutdown()
 
   def lost(self, process: int, how: str) -> None:
@@ -144,6 +154,8 @@ class Together:
       with contextlib.suppress(jax.errors.JaxRuntimeError):
         told = _read(f"{_PREFIX}lost")
         if told is not None:
+          # The store goes with the first one, and others are to read it too.
+          time.sleep(3 * BEAT * self.first)
           self._end(told)
         for key, beat in self._beats():
           process = int(key.rsplit("/", 1)[1])
@@ -177,79 +189,21 @@ class Together:
     with self._lock:
       if self._over.is_set():
         return
-      line = (
-        f"error: {text}; this run stops here: add --resume to go on from its "
-        "newest save, with as many processes as there are"
-      )
-      print(line, file=sys.stderr, flush=True)
-      sys.stdout.flush()
-      os._exit(LOST)
+      try:
+        if self.begun:
+          line = (
+            f"error: {text}; this run stops here: add --resume to go on from "
+            "its newest save, with as many processes as there are"
+          )
+          print(line, file=sys.stderr, flush=True)
+        elif not text.startswith("process 0 ended"):  # It has said so itself.
+          print(f"error: {text}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+      finally:
+        os._exit(LOST if self.begun else 2)
 
 
 ALONE = Together()
-
-
-def join(coordinator: str, count: int | None, index: int | None) -> Together:
-  """Connects this process with the others, before the first use of a device.
-
-  Args:
-    coordinator: `HOST:PORT` of process 0; `auto` asks JAX, which knows Slurm,
-      Open MPI and Kubernetes.
-    count, index: of the processes, and which one this is; None with `auto`.
-
-  Raises:
-    ValueError: if one of them is no good, or the others do not come.
-  """
-  how: dict[str, Any] = {
-    "initialization_timeout": CONNECT,
-    # Ours come first.
-    "heartbeat_timeout_seconds": int(8 * PATIENCE),
-    "shutdown_timeout_seconds": 10,
-  }
-  line: relaying.Relay | None = None
-  if coordinator != "auto":
-    count, index = _checked(coordinator, count, index)
-    how |= {"num_processes": count, "process_id": index}
-    if index and count > 1:
-      line = relaying.Relay(coordinator, CONNECT)
-      coordinator = line.address
-    how["coordinator_address"] = coordinator
-  # Its messages are not for the user, who gets ours.
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  try:
-    jax.distributed.initialize(**how)
-  except (RuntimeError, ValueError) as error:
-    raise ValueError(
-      f"coordinator={coordinator} did not bring the processes together "
-      f"({_first_line(error)}); check that all {count or ''} are started and "
-      "reach HOST:PORT of process 0, which must be free"
-    ) from None
-  state = distributed.global_state
-  together = Together(state.num_processes, state.process_id)
-  if line is not None:
-    line.broken = lambda: together.lost(0, "is gone")
-  return together
-
-
-def _checked(
-  coordinator: str, count: int | None, index: int | None
-) -> tuple[int, int]:
-  if not re.fullmatch(r"\S+:\d+", coordinator):
-    raise ValueError(
-      f"coordinator={coordinator} is not HOST:PORT; use the address of process "
-      "0 with a free port, such as 10.0.0.1:4000, or auto"
-    )
-  if count is None or index is None:
-    raise ValueError(
-      f"coordinator={coordinator} needs num_processes and process_id; use for "
-      "instance num_processes=2 and process_id=0"
-    )
-  if count < 1 or not 0 <= index < count:
-    raise ValueError(
-      f"process_id={index} is not one of num_processes={count}; use 0 to "
-      f"{max(count - 1, 0)}"
-    )
-  return count, index
 
 
 def _leave(status: int) -> None:
@@ -271,7 +225,3 @@ def _read(key: str) -> str | None:
     if "NOT_FOUND" in str(error):
       return None
     raise
-
-
-def _first_line(error: Exception) -> str:
-  return str(error).strip().partition("\n")[0]

@@ -55,10 +55,19 @@ class Relay:
     self._open_lines += near, far
     for end in near, far:
       end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    back = threading.Thread(target=_copy, args=(near, far), daemon=True)
-    back.start()
-    _copy(far, near)
-    self.broken()
+    gone = threading.Event()
+
+    def back():
+      if _copy(near, far):
+        gone.set()
+        with contextlib.suppress(OSError):
+          far.shutdown(socket.SHUT_RDWR)
+
+    threading.Thread(target=back, daemon=True).start()
+    # Where the near end went first, as after an attempt that was given up,
+    # nothing is lost.
+    if _copy(far, near) and not gone.is_set():
+      self.broken()
 
   def _connect(self) -> socket.socket | None:
     until = time.monotonic() + self._patience
@@ -71,7 +80,16 @@ class Relay:
     return None
 
 
-def _copy(source: socket.socket, sink: socket.socket) -> None:
-  with contextlib.suppress(OSError):
-    while data := source.recv(1 << 16):
+def _copy(source: socket.socket, sink: socket.socket) -> bool:
+  """Hands on until an end closes; whether it was the source."""
+  while True:
+    try:
+      data = source.recv(1 << 16)
+    except OSError:
+      return True
+    if not data:
+      return True
+    try:
       sink.sendall(data)
+    except OSError:
+      return False

@@ -75,6 +75,7 @@ def test_a_disk_that_is_full_from_the_start(place, tmp_path):
     ls {tmp_path}/run
   """
   done = mounted(script, place.cache)
+  assert done.status == 0, done
   one_line(done.err, "has no room left", "bytes are free")
   assert "checkpoints" not in done.out
 

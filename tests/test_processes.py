@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import joining
-from mhil import across, processes, relaying, sharding
+from mhil import across, connecting, processes, relaying, sharding
 from tests import program
 
 P = jax.P
@@ -63,7 +63,7 @@ def quiet(index, count=3):
   """Processes of which no thread is at work."""
   together = processes.Together()
   together.count, together.index = count, index
-  together._heard = time.monotonic()
+  together._heard, together.begun = time.monotonic(), True
   return together
 
 
@@ -138,6 +138,22 @@ def test_a_store_that_is_silent_means_that_the_first_is_gone(store, capsys):
   assert line.startswith("error: process 0 has not answered for ")
 
 
+def test_what_failed_before_there_was_a_run_has_nothing_to_resume(
+  store, capsys
+):
+  store.values["mhil/lost"] = "process 2 ended: no data"
+  other = quiet(1)
+  other.begun = False
+  assert listened(other) == 2
+  assert capsys.readouterr().err == "error: process 2 ended: no data\n"
+  # The first one has said itself what holds for all.
+  store.values["mhil/lost"] = "process 0 ended: no folder"
+  other = quiet(1)
+  other.begun = False
+  assert listened(other) == 2
+  assert capsys.readouterr().err == ""
+
+
 def test_a_mistake_is_told_to_the_others_once(store):
   first, other = quiet(0), quiet(1)
   assert first.failed("no such\n file", 2)
@@ -148,14 +164,17 @@ def test_a_mistake_is_told_to_the_others_once(store):
 
 
 def test_what_all_must_agree_on(store):
-  quiet(0).agree("data", "abc")
-  quiet(1).agree("data", "abc")
-  with pytest.raises(ValueError, match="process 2 has data abd, process 0 abc"):
-    quiet(2).agree("data", "abd")
+  quiet(0).agree({"seed": 1, "data_sha256": "abc"})
+  quiet(1).agree({"seed": 1, "data_sha256": "abc"})
+  words = 'data_sha256="abd" in process 2, and "abc" in process 0; give all'
+  with pytest.raises(ValueError, match=words):
+    quiet(2).agree({"seed": 1, "data_sha256": "abd"})
+  with pytest.raises(ValueError, match="seed=2 in process 1, and 1 in process"):
+    quiet(1).agree({"seed": 2, "data_sha256": "abc"})
 
 
 def test_one_process_waits_for_none():
-  processes.ALONE.agree("data", "abc")
+  processes.ALONE.agree({"seed": 1})
   processes.ALONE.wait("here")
   processes.ALONE.over()
   assert processes.ALONE.first and processes.ALONE.failed("why")
@@ -171,11 +190,12 @@ def test_one_process_waits_for_none():
     ("here:1", 2, 2, "process_id=2 is not one of num_processes=2; use 0 to 1"),
     ("here:1", 2, -1, "process_id=-1"),
     ("here:1", 0, 0, "num_processes=0"),
+    ("auto", 2, None, "num_processes=2 and process_id=None are found by"),
   ],
 )
 def test_faults_of_an_address(coordinator, count, index, words):
   with pytest.raises(ValueError, match=words):
-    processes.join(coordinator, count, index)
+    connecting.join(coordinator, count, index)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +256,53 @@ def test_a_relay_hands_on_and_stays_open():
       near.recv(1)
     near.close()
     relay.close()
+
+
+def test_an_attempt_that_was_given_up_breaks_nothing():
+  """As when process 0 comes later than another."""
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    port = server.getsockname()[1]
+  relay = relaying.Relay(f"127.0.0.1:{port}", 20)
+  broken = threading.Event()
+  relay.broken = broken.set
+  near = int(relay.address.rpartition(":")[2])
+  with socket.create_connection(("127.0.0.1", near), timeout=5) as first:
+    first.sendall(b"hello")
+  second = socket.create_connection(("127.0.0.1", near), timeout=5)
+  with socket.create_server(("127.0.0.1", port)) as late:
+    lines = [late.accept()[0] for _ in range(2)]
+    second.sendall(b"again")
+    for line in lines:
+      line.settimeout(2)
+    found = {line.recv(5): line for line in lines}
+    assert set(found) == {b"hello", b"again"}
+    assert found[b"hello"].recv(1) == b""
+    found[b"hello"].close()
+    assert not broken.wait(0.5)
+    found[b"again"].close()
+    assert broken.wait(5)
+  second.close()
+  relay.close()
+
+
+def test_processes_that_do_not_come(tmp_path):
+  script = """
+import sys
+from experiments import cli, train
+from mhil import connecting
+connecting.CONNECT = 1
+sys.argv[0] = "train"
+train.define_flags()
+cli.run(train.main, config=True)
+"""
+  flags = ["--coordinator=127.0.0.1:1", "--num_processes=2", "--process_id=1"]
+  done = program.forked(
+    [*flags, f"--workdir={tmp_path / 'run'}"], tmp_path, script
+  )
+  assert (done.status, done.out) == (2, "")
+  (line,) = done.err.splitlines()
+  assert line.startswith("error: coordinator=127.0.0.1:1 did not bring")
+  assert "not all came in 1 s" in line and "all 2 are started" in line
 
 
 def test_a_relay_without_an_end_closes():

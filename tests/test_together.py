@@ -111,8 +111,9 @@ def test_and_over_a_network(place, tmp_path, count):
     ["--config.mesh.head=4", "--config.loss.name=ce"],
     ["--config.mesh.head=4", "--config.loss.name=distributed_ce"],
     ["--config.mesh.data=4"],
+    ["--config.mesh.data=4", "--config.data.streamed=true"],
   ],
-  ids=["ce", "distributed_ce", "data"],
+  ids=["ce", "distributed_ce", "data", "streamed"],
 )
 def test_where_sums_cross_processes(place, tmp_path, more):
   """Sums are taken in another order: losses agree to a ten thousandth."""
@@ -198,18 +199,14 @@ def test_a_line_that_is_cut_is_noticed_at_both_ends(place, tmp_path):
   one_line(second, "process 0 with heads 0, 1, 4, 5, 8, 9 has not answered")
 
 
-def test_processes_that_read_other_data_say_so(place, tmp_path):
-  other = program.save_arrays(
-    tmp_path / "other",
-    train_images=np.load(place.folder / "data" / "train_images.npy")[::-1],
-  )
+def test_processes_that_were_started_otherwise_say_so(place, tmp_path):
   flags = place.to(tmp_path / "run", 4)
-  flags = [flags, [*flags, f"--config.data.name={other}"]]
+  flags = [flags, [*flags, "--config.seed=3"]]
   first, second = several.run(2, flags, place.cache)
-  assert second.status == 2 and first.status == processes.LOST
-  (line,) = second.err.splitlines()
-  assert "process 1 has configuration" in line
-  one_line(first, "process 1 ended: process 1 has configuration")
+  assert (first.status, second.status) == (2, 2)
+  told = "seed=3 in process 1, and 0 in process 0; give all processes the same"
+  assert second.err == f"error: {told}\n"
+  assert first.err == f"error: process 1 ended: {told}\n"
   assert not (tmp_path / "run").exists()
 
 
