@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import jax
 from absl import app, flags, logging
 from ml_collections.config_flags import config_flags
 
@@ -49,6 +50,11 @@ def checking():
   try:
     yield
   except (ValueError, RuntimeError) as error:
+    if _no_room(error):
+      raise UserError(
+        f"the devices have no room for this run ({_line(error)}); use smaller "
+        "network.widths=, train.batch= or memory.size=, or more of mesh.head="
+      ) from error
     if isinstance(error, trainer.Diverged) or not _is_check(error):
       raise
     raise UserError(str(error)) from error
@@ -161,6 +167,17 @@ def _guarded(main: Callable[[], None]) -> None:
 def _fail(message: object, status: int = 2) -> NoReturn:
   print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
   sys.exit(status)
+
+
+def _no_room(error: Exception) -> bool:
+  # How much a program takes is known once it is compiled or runs.
+  ours = isinstance(error, jax.errors.JaxRuntimeError)
+  return ours and str(error).startswith("RESOURCE_EXHAUSTED")
+
+
+def _line(error: Exception) -> str:
+  """The first line of what a library says."""
+  return str(error).strip().splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
 
 
 def _is_check(error: Exception) -> bool:

@@ -114,7 +114,7 @@ def _split(
   limit: int | None,
   stream: bool,
 ) -> tuple[Any, np.ndarray]:
-  field = f"data={name!r}: {split}_images"
+  field = f"data.name={name!r}: {split}_images"
   if images.ndim not in (2, 3, 4):
     raise ValueError(
       f"{field} has shape {list(images.shape)}; save [n, height, width, "
@@ -141,7 +141,7 @@ def _split(
 
 
 def _checked_labels(name: str, split: str, labels: np.ndarray) -> np.ndarray:
-  field = f"data={name!r}: {split}_labels"
+  field = f"data.name={name!r}: {split}_labels"
   if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
     raise ValueError(
       f"{field} is {labels.dtype}{list(labels.shape)}; save one integer an "
@@ -182,13 +182,13 @@ def _dataset(
   dtypes = [images.dtype for images, _ in (train, test)]
   if shapes[0] != shapes[1] or dtypes[0] != dtypes[1]:
     raise ValueError(
-      f"data={name!r}: train_images are {dtypes[0]}{list(shapes[0])}, "
+      f"data.name={name!r}: train_images are {dtypes[0]}{list(shapes[0])}, "
       f"test_images {dtypes[1]}{list(shapes[1])}; save both alike"
     )
   classes = _classes(name, train[1], test[1])
   scale = settings.get("scale", 255.0 if dtypes[0] == np.uint8 else 1.0)
   if not scale > 0:
-    raise ValueError(f"data={name!r}: scale={scale} must be positive")
+    raise ValueError(f"data.name={name!r}: scale={scale} must be positive")
   mean, std = settings.get("mean"), settings.get("std")
   if mean is None or std is None:
     mean, std = _moments(train[0], scale)
@@ -215,13 +215,13 @@ def _classes(name: str, train: np.ndarray, test: np.ndarray) -> int:
   if len(present) < classes:
     missing = np.setdiff1d(np.arange(classes), present)
     raise ValueError(
-      f"data={name!r}: train_labels lack {_few(missing)} of the ids 0 to "
+      f"data.name={name!r}: train_labels lack {_few(missing)} of the ids 0 to "
       f"{classes - 1}; renumber the classes without holes"
     )
   extra = np.setdiff1d(test, present)
   if len(extra):
     raise ValueError(
-      f"data={name!r}: test_labels hold {_few(extra)}, which train_labels "
+      f"data.name={name!r}: test_labels hold {_few(extra)}, which train_labels "
       "lack; drop these test images or add training images"
     )
   return classes
@@ -230,7 +230,7 @@ def _classes(name: str, train: np.ndarray, test: np.ndarray) -> int:
 def _check_settings(dataset: Dataset) -> None:
   channels = dataset.train_images.shape[-1]
   size = min(dataset.train_images.shape[1:3])
-  head = f"data={dataset.name!r}:"
+  head = f"data.name={dataset.name!r}:"
   if not len(dataset.mean) == len(dataset.std) == channels:
     raise ValueError(
       f"{head} mean={dataset.mean} and std={dataset.std} need one entry for "
@@ -290,9 +290,7 @@ def _unknown(name: str) -> str:
   stem = name.removeprefix("tfds:").removesuffix(":")
   close = difflib.get_close_matches(stem.lower(), forms, n=1)
   hint = f"; did you mean {forms[close[0]]}?" if close else ""
-  return (
-    f"data={name!r} is unknown; use digits, arrays:FOLDER or tfds:NAME{hint}"
-  )
+  return f"data.name={name!r} is unknown; use digits, arrays:FOLDER or tfds:NAME{hint}"
 
 
 def _few(ids: np.ndarray) -> str:

@@ -34,8 +34,8 @@ def open_phase(
   """
   stream, labels = run.stream, run.dataset.train_labels
   seen = np.zeros((len(stream.tasks), stream.head_width), bool)
-  for c in stream.seen(phase.task):
-    seen[stream.head_of[c], stream.column_of[c]] = True
+  classes = list(stream.seen(phase.task))
+  seen[stream.head_of[classes], stream.column_of[classes]] = True
   counts = plan.counts(phase, stream, labels, run.recipe, held)
   task = bank_lib.Task(
     run_lib.scalar(phase.task + 1, run.mesh),

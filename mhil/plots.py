@@ -33,6 +33,7 @@ _STYLES = tuple(product(("-", "--", ":", "-."), OKABE_ITO))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DPI = 150
 _MOST_WRITTEN_TASKS = 20
+_MOST_NAMED = 40
 # Share of the axis below which "task 11" would touch its neighbours.
 _NARROWEST_LABEL = 0.075
 
@@ -182,6 +183,8 @@ def _write_cells(axes: Axes, shown: np.ndarray) -> None:
 
 
 def _draw_losses(axes: Axes, step: np.ndarray, loss: np.ndarray) -> None:
+  # A legend of hundreds of heads would leave the curves no room.
+  named = -(-loss.shape[1] // _MOST_NAMED)
   for head in range(loss.shape[1]):
     measured = np.isfinite(loss[:, head]).sum()
     if not measured:
@@ -195,7 +198,7 @@ def _draw_losses(axes: Axes, step: np.ndarray, loss: np.ndarray) -> None:
       lw=1.2,
       # A line of one point would be invisible.
       marker="o" if measured == 1 else "",
-      label=f"head {head}",
+      label="" if head % named else f"head {head}",
     )
   axes.set(xlabel="step", ylabel="loss")
   axes.margins(x=0.015)

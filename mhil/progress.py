@@ -10,13 +10,16 @@ import numpy as np
 
 from mhil import across, metrics
 
+NO_TABLE = np.zeros((0, 0), np.int32)
+
 
 class Progress(NamedTuple):
   """What has been measured so far.
 
   Attributes:
     step: global step reached.
-    tallies: test counts after each finished task.
+    tallies: test counts after each finished task; only the last one has its
+      table of confusion.
     history: rows `[step, loss of head 0, ..]`; None where a head is idle.
     logged: step of the last row.
     seconds: training time of each task begun.
@@ -142,9 +145,12 @@ class Recorder:
   def end(self, tally, found: dict[str, dict[str, float]]) -> None:
     """Books the test after a task, and what the objective measured."""
     tally = metrics.Tally(*(np.asarray(x) for x in tally))
+    # Of earlier tests only the counts by task are read again; their tables
+    # would be as many numbers in every save as the cube of the tasks.
+    before = (t._replace(confusion=NO_TABLE) for t in self._done.tallies)
     probe = {f"{a}/{b}": x for a, row in found.items() for b, x in row.items()}
     self._done = self._done._replace(
-      tallies=(*self._done.tallies, tally), probes=(*self._done.probes, probe)
+      tallies=(*before, tally), probes=(*self._done.probes, probe)
     )
     self._stop_clock()
     self._log(self.step, accuracies(tally) | probe)

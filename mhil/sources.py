@@ -65,7 +65,7 @@ def arrays(folder: str) -> tuple[list[Part], dict[str, Any]]:
   path = pathlib.Path(folder).expanduser()
   if not path.is_dir():
     raise ValueError(
-      f"data='arrays:{folder}': there is no such folder; make it and save "
+      f"data.name='arrays:{folder}': there is no such folder; make it and save "
       "train_images.npy, train_labels.npy, test_images.npy, test_labels.npy"
     )
   parts = [
@@ -96,7 +96,7 @@ def tfds(
       )
     except NotImplementedError as error:
       raise ValueError(
-        f"data='tfds:{name}' is prepared as "
+        f"data.name='tfds:{name}' is prepared as "
         f"{builder.info.file_format.value}, which has no random access; "
         "prepare it in another folder with " + _command(name, "NEW_FOLDER")
       ) from error
@@ -203,7 +203,7 @@ def _tfds() -> Any:
     import tensorflow_datasets
   except ImportError as error:
     raise ValueError(
-      f"data='tfds:...' needs a package that is missing ({_line(error)}); "
+      f"data.name='tfds:...' needs a package that is missing ({_line(error)}); "
       "install it with pip install 'mhil[tfds]'"
     ) from error
   return tensorflow_datasets
@@ -218,11 +218,11 @@ def _builder(library: Any, name: str, folder: str | None) -> Any:
     close = difflib.get_close_matches(stem, known, n=1)
     hint = f"did you mean tfds:{close[0]}, or" if close else "use its name, or"
     raise ValueError(
-      f"data='tfds:{name}': TFDS knows no such set and folder={folder!r} "
+      f"data.name='tfds:{name}': TFDS knows no such set and folder={folder!r} "
       f"holds none; {hint} is folder= wrong?"
     ) from error
   except (ValueError, AssertionError) as error:
-    raise ValueError(f"data='tfds:{name}': {_line(error)}") from error
+    raise ValueError(f"data.name='tfds:{name}': {_line(error)}") from error
   if not builder.is_prepared():
     where = f"folder={folder!r}"
     if folder is None:
@@ -230,7 +230,7 @@ def _builder(library: Any, name: str, folder: str | None) -> Any:
     elif not pathlib.Path(folder).is_dir():
       where += ", which does not exist"
     raise ValueError(
-      f"data='tfds:{name}' is not prepared in {where}; run "
+      f"data.name='tfds:{name}' is not prepared in {where}; run "
       f"{_command(name, folder)} (TFDS may ask for pip install "
       "tensorflow-cpu to prepare, reading needs none)"
     )
@@ -252,7 +252,7 @@ def _splits(name: str, builder: Any) -> tuple[str, str]:
     if "train" in present and test in present:
       return "train", test
   raise ValueError(
-    f"data='tfds:{name}' has the splits {', '.join(present)}, but train and "
+    f"data.name='tfds:{name}' has the splits {', '.join(present)}, but train and "
     "test or validation are needed; save your own split as arrays:FOLDER"
   )
 
@@ -262,13 +262,13 @@ def _check_feature(
 ) -> None:
   if key not in features:
     raise ValueError(
-      f"data='tfds:{name}' has no feature {argument}={key!r}; it has "
+      f"data.name='tfds:{name}' has no feature {argument}={key!r}; it has "
       f"{', '.join(sorted(features))}"
     )
   shape = features[key].shape
   if not isinstance(shape, tuple) or len(shape) != rank:
     raise ValueError(
-      f"data='tfds:{name}': feature {argument}={key!r} has shape {shape}, "
+      f"data.name='tfds:{name}': feature {argument}={key!r} has shape {shape}, "
       f"but {rank} axes are needed; the features are "
       f"{', '.join(sorted(features))}"
     )

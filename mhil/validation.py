@@ -47,6 +47,8 @@ KINDS: dict[type, str] = {
   tuple: "a tuple of whole numbers",
 }
 INF = float("inf")
+# A little less than what a float32 can hold.
+MOST = 3.4e38
 # Smallest and largest value. A learning rate of 0 is the control that must
 # not learn; numpy takes no seed of more than 32 bits.
 RANGE: dict[str, tuple[float, float]] = {
@@ -111,8 +113,10 @@ def validate(config: config_lib.Config) -> None:
       )
   for field, (least, most) in RANGE.items():
     # NaN, and infinity where there is no most, are refused too.
-    if not (least <= flat[field] <= most and flat[field] < INF):
+    if not least <= flat[field] <= min(most, MOST):
       limit = f" to {most}" if most < INF else " or more"
+      if MOST < flat[field] < INF:
+        limit = f" to {min(most, MOST)}"
       out = f"{field}={flat[field]} is out of range"
       raise ValueError(f"{out}; use {least}{limit}")
   _check_stages(config)

@@ -5,6 +5,7 @@ import re
 import shlex
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -435,6 +436,17 @@ def test_only_our_own_checks_are_the_users_mistakes():
     with pytest.raises((ValueError, TypeError)) as raised, cli.checking():
       bug()
     assert not isinstance(raised.value, cli.UserError)
+
+
+def test_no_room_on_the_devices_is_told_in_a_line():
+  run = jax.jit(lambda: jnp.zeros((2**24, 2**24)))
+  with pytest.raises(cli.UserError) as raised, cli.checking():
+    run().block_until_ready()
+  message = str(raised.value)
+  assert "Out of memory allocating" in message and "\n" not in message
+  assert message.endswith("or more of mesh.head=")
+  with pytest.raises(jax.errors.JaxRuntimeError), cli.checking():
+    raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
 BUG = """

@@ -63,6 +63,9 @@ def test_a_number_stays_in_its_range(field):
     refused(field, float("nan"))
     refused(field, float("inf"))
     refused(field, float("-inf"))
+    # Neither a float32 nor, where a file writes it out, a float64.
+    for huge in 1e39, 10**400:
+      assert f"use {least} to " in refused(field, huge)
 
 
 @pytest.mark.parametrize("field", validation.RANGE)

@@ -283,7 +283,7 @@ def test_faults_of_a_folder(tmp_path):
   ],
 )
 def test_an_unknown_set_names_the_nearest(name, hint):
-  message = one_line(f"data='{name}' is unknown", name)
+  message = one_line(f"data.name='{name}' is unknown", name)
   assert hint.rstrip("$") in message
 
 
@@ -452,8 +452,8 @@ def test_faults_of_prepared_sets(folder):
   one_line("image .* has shape .*resize all", "tfds:tiny_mixed", **where)
   one_line("has the splits train, but", "tfds:tiny_train", **where)
   one_line("did you mean tfds:tiny_shapes", "tfds:tiny_shape", **where)
-  one_line("data='tfds:tiny_shapes:7", "tfds:tiny_shapes:7.0.0", **where)
-  one_line("data='tfds:a b'", "tfds:a b", **where)
+  one_line("data.name='tfds:tiny_shapes:7", "tfds:tiny_shapes:7.0.0", **where)
+  one_line("data.name='tfds:a b'", "tfds:a b", **where)
 
 
 def test_a_set_that_is_not_prepared_says_how(tmp_path):

@@ -138,6 +138,16 @@ def test_curves(tmp_path, figures, tasks):
   assert borders == list(np.cumsum(steps)[:-1])
 
 
+def test_a_legend_of_very_many_heads_names_some(tmp_path, figures):
+  history, steps, accuracy = run(200)
+  plots.curves(history, steps, accuracy, tmp_path / "curves.png")
+  losses = figures[0].axes[0]
+  labels = [text.get_text() for text in losses.get_legend().get_texts()]
+  assert labels == [f"head {head}" for head in range(0, 200, 5)]
+  # Above half of the figure's width stays for what is drawn.
+  assert losses.get_position().width > 0.5
+
+
 def test_narrow_tasks_go_unlabelled(tmp_path, figures):
   history, _, accuracy = run(3)
   plots.curves(history, [80, 8, 2], accuracy, tmp_path / "curves.png")

@@ -203,12 +203,16 @@ def test_all_classes_in_the_first_task_is_joint_training():
     ({"classes": 10, "sizes": ()}, "stream.sizes=() has a task without"),
     (
       {"classes": 4, "increment": 2, "order": (0, 1, 1, 7)},
-      "stream.order is no permutation of 0..3: missing 2, 3; repeated 1; "
-      "unknown 7; name every class once",
+      "stream.order=(0, 1, 1, 7) is no permutation of 0..3: missing 2, 3; "
+      "repeated 1; unknown 7; name every class once",
     ),
     (
       {"classes": 20, "increment": 2, "order": (0, 1)},
       "missing 2, 3, 4, 5, 6 and 13 more; name every class once",
+    ),
+    (
+      {"classes": 20, "increment": 2, "order": range(19)},
+      "stream.order=(0, 1, 2, 3, 4, 5, 6, 7, ..) is no permutation",
     ),
   ],
 )
