@@ -290,7 +290,8 @@ def _unknown(name: str) -> str:
   stem = name.removeprefix("tfds:").removesuffix(":")
   close = difflib.get_close_matches(stem.lower(), forms, n=1)
   hint = f"; did you mean {forms[close[0]]}?" if close else ""
-  return f"data.name={name!r} is unknown; use digits, arrays:FOLDER or tfds:NAME{hint}"
+  known = f"use digits, arrays:FOLDER or tfds:NAME{hint}"
+  return f"data.name={name!r} is unknown; {known}"
 
 
 def _few(ids: np.ndarray) -> str:

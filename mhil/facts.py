@@ -62,8 +62,9 @@ def inference(run: run_lib.Run, params: Any, stats: Any) -> dict[str, int]:
     lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), (params, stats)
   )
   shape = run.dataset.train_images.shape[1:]
-  image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-  predict = run.objective.predict
+  image = jax.ShapeDtypeStruct((1, 1, *shape), jnp.float32)
+  # Statistics of a test batch are means over the mesh, which is not here.
+  predict = jax.vmap(run.objective.predict, (None, None, 0), axis_name="data")
   return {
     "parameters": networks.used_numbers(predict, params, stats, image),
     "multiply_adds": networks.multiply_adds(predict, params, stats, image),

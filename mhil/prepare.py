@@ -243,7 +243,14 @@ def _check_sizes(
       f"{dataset.name}; use memory.size={there} or less, or -1 to train on "
       "every sample again"
     )
-  for phase in plan.phases(stream, dataset.train_labels, recipe, memory):
+  planned = plan.phases(stream, dataset.train_labels, recipe, memory)
+  if (last := planned[-1].steps.stop) >= 2**31:
+    raise ValueError(
+      f"train.epochs={recipe.epochs} and train.balanced_epochs="
+      f"{recipe.balanced_epochs} make {last:,} steps, and devices count to "
+      f"{2**31 - 1:,}; use fewer"
+    )
+  for phase in planned:
     if not phase.balanced and phase.rows < recipe.batch:
       raise ValueError(
         f"train.batch={recipe.batch} is more than the {phase.rows} samples of "

@@ -252,8 +252,8 @@ def _splits(name: str, builder: Any) -> tuple[str, str]:
     if "train" in present and test in present:
       return "train", test
   raise ValueError(
-    f"data.name='tfds:{name}' has the splits {', '.join(present)}, but train and "
-    "test or validation are needed; save your own split as arrays:FOLDER"
+    f"data.name='tfds:{name}' has the splits {', '.join(present)}, but train "
+    "and test or validation are needed; save your own split as arrays:FOLDER"
   )
 
 

@@ -47,8 +47,8 @@ KINDS: dict[type, str] = {
   tuple: "a tuple of whole numbers",
 }
 INF = float("inf")
-# A little less than what a float32 can hold.
-MOST = 3.4e38
+# What a device counts in, and a little less than what a float32 can hold.
+MOST: dict[type, float] = {int: 2**31 - 1, float: 3.4e38}
 # Smallest and largest value. A learning rate of 0 is the control that must
 # not learn; numpy takes no seed of more than 32 bits.
 RANGE: dict[str, tuple[float, float]] = {
@@ -103,8 +103,8 @@ def validate(config: config_lib.Config) -> None:
   The message names the field, its value and the fix.
   """
   flat = config_lib.flatten(config_lib.to_dict(config))
-  usual = config_lib.to_dict(config_lib.Config())
-  for field, default in config_lib.flatten(usual).items():
+  usual = config_lib.flatten(config_lib.to_dict(config_lib.Config()))
+  for field, default in usual.items():
     _check_type(field, flat.get(field), default)
   for field, known in CHOICES.items():
     if flat[field] not in known:
@@ -113,10 +113,10 @@ def validate(config: config_lib.Config) -> None:
       )
   for field, (least, most) in RANGE.items():
     # NaN, and infinity where there is no most, are refused too.
-    if not least <= flat[field] <= min(most, MOST):
-      limit = f" to {most}" if most < INF else " or more"
-      if MOST < flat[field] < INF:
-        limit = f" to {min(most, MOST)}"
+    top = most if most < INF else MOST[type(usual[field])]
+    if not least <= flat[field] <= top:
+      huge = most < INF or top < flat[field] < INF
+      limit = f" to {top}" if huge else " or more"
       out = f"{field}={flat[field]} is out of range"
       raise ValueError(f"{out}; use {least}{limit}")
   _check_stages(config)
@@ -288,6 +288,11 @@ def _check_type(field: str, value: Any, default: Any) -> None:
   )
   if wanted is tuple and fits:
     fits = all(type(x) is int for x in value)
+  if wanted is tuple and fits and max(map(abs, value), default=0) > MOST[int]:
+    raise ValueError(
+      f"{field}={value!r} holds a number that no device counts to; use for "
+      f"instance {default!r}"
+    )
   if not fits:
     raise ValueError(
       f"{field}={value!r} is not {KINDS[wanted]}; use for instance {default!r}"

@@ -1,49 +1,31 @@
 """A stream of very many tasks as its user runs it, watched from within."""
 
 import json
+import os
 import pathlib
+import sys
+import time
 
 import numpy as np
 
+from experiments import cli, train
+from mhil import checkpoint
 from tests import tiny
 
 TASKS = 200
 TRAINED, TESTED = 8, 2  # images of a class
-
-# A line after each task: bytes in use, seconds, files. What a task took is
-# measured from one save's end to the next one's begin, so that a save is not
-# part of it, and in the process itself, so that nobody need look in time.
-WATCHED = """
-import json, os, pathlib, sys, time
-from experiments import cli, train
-from mhil import checkpoint
-
-clock, page = time.perf_counter, os.sysconf("SC_PAGE_SIZE")
-real, last = checkpoint.Checkpoints.save, [clock()]
-
-def save(self, step, state, progress):
-  begun, tasks = clock(), len(progress["tallies"])
-  real(self, step, state, progress)
-  resident = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-  row = {{
-    "task": tasks - 1,
-    "step": step,
-    "resident": resident * page,
-    "seconds": begun - last[0],
-    "saving": clock() - begun,
-    "trained": progress["seconds"][-1],
-    "files": sum(1 for _ in pathlib.Path({folder!r}).rglob("*")),
-    "maps": sum(1 for _ in open("/proc/self/maps")),
-  }}
-  with open({log!r}, "a") as file:
-    print(json.dumps(row), file=file)
-  last[0] = clock()
-
-checkpoint.Checkpoints.save = save
-sys.argv[0] = "train"
-train.define_flags()
-cli.run(train.main, config=True)
-"""
+FIELDS = {
+  "stream.increment": 1,
+  "network.widths": (8,),
+  "train.train_heads": "new",
+  "memory.size": 400,
+  "train.epochs": 4,
+  "train.batch": 8,
+  "train.log_every": 4,
+  "checkpoint.keep": 3,
+}
+# In place of the program: the same, and a line after each save.
+WATCHED = "from tests import stream; stream.main({folder!r}, {log!r})"
 
 
 def save_arrays(folder: pathlib.Path, tasks: int = TASKS) -> str:
@@ -62,24 +44,46 @@ def save_arrays(folder: pathlib.Path, tasks: int = TASKS) -> str:
 
 def flags(data: str, folder: pathlib.Path) -> list[str]:
   """Of the program."""
-  return [
-    "--quiet",
-    f"--workdir={folder}",
-    f"--config.data.name={data}",
-    "--config.stream.increment=1",
-    "--config.network.widths=8,",
-    "--config.train.train_heads=new",
-    "--config.memory.size=400",
-    "--config.train.epochs=4",
-    "--config.train.batch=8",
-    "--config.train.log_every=4",
-    "--config.checkpoint.keep=3",
+  fields = (FIELDS | {"data.name": data}).items()
+  return ["--quiet", f"--workdir={folder}"] + [
+    cli.override(field, value).replace("'", "") for field, value in fields
   ]
 
 
 def watched(folder: pathlib.Path, log: pathlib.Path) -> str:
   """The program's script."""
   return WATCHED.format(folder=str(folder), log=str(log))
+
+
+def main(folder: str, log: str) -> None:
+  """The program `experiments.train`, which writes what it takes."""
+  real = checkpoint.Checkpoints.save
+
+  def save(self, step, state, progress):
+    begun = time.perf_counter()
+    real(self, step, state, progress)
+    row = {
+      "task": len(progress["tallies"]) - 1,
+      "seconds": progress["seconds"][-1],
+      "saving": time.perf_counter() - begun,
+    }
+    with open(log, "a") as file:
+      print(json.dumps(row | in_use(pathlib.Path(folder))), file=file)
+
+  checkpoint.Checkpoints.save = save
+  sys.argv[0] = "train"
+  train.define_flags()
+  cli.run(train.main, config=True)
+
+
+def in_use(folder: pathlib.Path) -> dict[str, int]:
+  """Bytes and pieces of memory of this process, and files in a folder."""
+  resident = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+  return {
+    "resident": resident * os.sysconf("SC_PAGE_SIZE"),
+    "maps": pathlib.Path("/proc/self/maps").read_bytes().count(b"\n"),
+    "files": sum(1 for _ in folder.rglob("*")),
+  }
 
 
 def rows(log: pathlib.Path) -> list[dict]:

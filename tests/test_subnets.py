@@ -11,6 +11,7 @@ from mhil import bank as bank_lib
 from mhil import (
   checkpoint,
   cutting,
+  facts,
   inputs,
   losses,
   networks,
@@ -440,6 +441,16 @@ class TestStatistics:
     images = run.dataset.test_images
     whole_batch, alone = predict(images), predict(images[:3])
     assert (whole_batch[:3] != alone).any()
+
+  @pytest.mark.parametrize("n", [1, 2])
+  def test_what_is_multiplied_does_not_go_by_them(self, n):
+    # They are means over the mesh, which a count by the shapes has not.
+    found = []
+    for statistics in "running", "batch":
+      run = build(n, statistics=statistics, plain=n == 1)
+      numbers = facts.of_run(run, run_lib.start(run))
+      found.append(numbers["inference"]["multiply_adds"])
+    assert found[0] == found[1] > 0
 
   def test_running_ones_do_not(self):
     run = build(2)
