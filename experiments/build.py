@@ -23,6 +23,7 @@ from mhil import (
   prepare,
   rehearsal,
   relay,
+  room,
   sharding,
   stages,
   streams,
@@ -88,6 +89,9 @@ def parts(config: config_lib.Config, processes: int = 1) -> Parts:
   prepare.check_parts(mesh, recipe, transform, partition)
   loss = make_loss(config.loss)
   alone.check(config.heads, mesh, stream, loss, transform)
+  network, held = config.network, len(config.heads) or len(stream.tasks)
+  told = f"network.name={network.name} with network.widths={network.widths}"
+  room.check_heads(mesh, objective, recipe.optimizer, held, told)
   lot = mesh, stream, dataset, objective, loss, recipe, transform
   return Parts(*lot, partition)
 

@@ -172,7 +172,7 @@ def _fail(message: object, status: int = 2) -> NoReturn:
 def _no_room(error: Exception) -> bool:
   # How much a program takes is known once it is compiled or runs.
   ours = isinstance(error, jax.errors.JaxRuntimeError)
-  return ours and str(error).startswith("RESOURCE_EXHAUSTED")
+  return ours and "Out of memory" in str(error)
 
 
 def _line(error: Exception) -> str:

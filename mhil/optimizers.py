@@ -146,11 +146,7 @@ def warm_up(rate: Rate, length: Number, *, epochs: Number = 1) -> Rate:
   Raises:
     ValueError: if the ramp is longer than the task.
   """
-  if not 0 <= length <= epochs:
-    raise ValueError(
-      f"optimizer.warm_up={length} does not fit the {epochs} epochs of a "
-      f"task; use 0 to {epochs}"
-    )
+  _check_warm_up(length, epochs)
   if not length:
     return rate
 
@@ -179,7 +175,11 @@ def epoch_cosine(
     epochs: of a task, whose steps they must divide.
     warm_up: epochs of warm-up.
     first: learning rate of the first epoch, where there is a warm-up.
+
+  Raises:
+    ValueError: if the warm-up is longer than the task.
   """
+  _check_warm_up(warm_up, epochs)
 
   def at(step, steps):
     e = 1 + step // (steps // epochs)
@@ -190,3 +190,11 @@ def epoch_cosine(
     return jnp.where(e <= warm_up, ramp, base)
 
   return at
+
+
+def _check_warm_up(length: Number, epochs: Number) -> None:
+  if not 0 <= length <= epochs:
+    raise ValueError(
+      f"optimizer.warm_up={length} does not fit the {epochs} epochs of a "
+      f"task; use 0 to {epochs}"
+    )

@@ -2,6 +2,7 @@
 
 import pathlib
 import sys
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -88,6 +89,50 @@ def check_room(layout: Layout, row_bytes: int, room: int, where: str) -> None:
     f"memory.size={layout.size} rows of {row_bytes:,} bytes ask for "
     f"{asked:,} bytes on {place}, where {room:,} are available; {fix}"
   )
+
+
+def check_heads(
+  mesh: Mesh,
+  objective: Any,
+  optimizer: Any,
+  heads: int,
+  told: str,
+  room: tuple[int, str] | None = None,
+) -> None:
+  """Raises ValueError if parameters and optimiser cannot have the room.
+
+  It is the least that they take: a stage, or a subnet, is taken for its share
+  of a branch.
+
+  Args:
+    mesh: where they lie.
+    objective: whose branch.
+    optimizer: of optax.
+    heads: of the run.
+    told: the field that makes them so large, and its value.
+    room: free bytes, and of what, as `available` has it; None asks.
+  """
+  held = jax.eval_shape(objective.init, jax.random.key(0))[0]
+  trees = held, jax.eval_shape(optimizer.init, held)
+  each = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(trees))
+  stats = mesh.local_mesh.devices.flat[0].memory_stats() or {}
+  if room is None:
+    limit = stats.get("bytes_limit")
+    room = (_free(), "host") if limit is None else (limit, "device")
+  free, where = room
+  if where == "host":
+    # Simulated devices share its memory.
+    asked = each * heads * mesh.shape["data"]
+  else:
+    parts = mesh.shape["stage"] * mesh.shape["subnet"]
+    asked = each * -(-heads // mesh.shape["head"]) // parts
+  if asked > free:
+    place = "the host" if where == "host" else "each device"
+    raise ValueError(
+      f"{told} makes heads of {each:,} bytes with their optimiser, which ask "
+      f"for {asked:,} bytes on {place}, where {free:,} are available; use a "
+      "smaller network, or more devices along mesh.head"
+    )
 
 
 def available(mesh: Mesh, place: str) -> tuple[int, str]:

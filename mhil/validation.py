@@ -44,9 +44,11 @@ KINDS: dict[type, str] = {
   int: "a whole number",
   float: "a number",
   str: "text",
-  tuple: "a tuple of whole numbers",
+  tuple: "a tuple of whole numbers below 2**31",
 }
 INF = float("inf")
+# A program has each pass written out, and takes the longer to compile.
+PASSES = 64
 # What a device counts in, and a little less than what a float32 can hold.
 MOST: dict[type, float] = {int: 2**31 - 1, float: 3.4e38}
 # Smallest and largest value. A learning rate of 0 is the control that must
@@ -71,11 +73,11 @@ RANGE: dict[str, tuple[float, float]] = {
   "layer_parallel.stages": (1, INF),
   "layer_parallel.beta": (0, INF),
   "layer_parallel.eta": (0, INF),
-  "layer_parallel.sweeps": (0, INF),
-  "layer_parallel.corrections": (1, INF),
+  "layer_parallel.sweeps": (0, PASSES),
+  "layer_parallel.corrections": (1, PASSES),
   "layer_parallel.serial_every": (0, INF),
   "layer_parallel.cost": (0, 1),
-  "layer_parallel.depth": (1, INF),
+  "layer_parallel.depth": (1, 16),
   "layer_parallel.rate": (0, INF),
   "loss.smoothing": (0, 0.99),
   "memory.size": (-1, INF),
@@ -226,9 +228,10 @@ def _check_network(network: config_lib.Network) -> None:
       f"network.widths={network.widths} with network.blocks={network.blocks}; "
       f"use {sections + 1} widths, those of the stem and of each section"
     )
-  if min(network.blocks, default=1) < 1:
+  if min(network.blocks, default=1) < 1 or sum(network.blocks) > 1000:
     raise ValueError(
-      f"network.blocks={network.blocks} leaves a section empty; use 1 or more"
+      f"network.blocks={network.blocks} leaves a section empty or makes more "
+      "than 1000 blocks; use 1 or more of each"
     )
   if network.output_norm and network.name != "mlp":
     raise ValueError(
@@ -287,12 +290,7 @@ def _check_type(field: str, value: Any, default: Any) -> None:
     wanted is bool or not isinstance(value, bool)
   )
   if wanted is tuple and fits:
-    fits = all(type(x) is int for x in value)
-  if wanted is tuple and fits and max(map(abs, value), default=0) > MOST[int]:
-    raise ValueError(
-      f"{field}={value!r} holds a number that no device counts to; use for "
-      f"instance {default!r}"
-    )
+    fits = all(type(x) is int and abs(x) <= MOST[int] for x in value)
   if not fits:
     raise ValueError(
       f"{field}={value!r} is not {KINDS[wanted]}; use for instance {default!r}"

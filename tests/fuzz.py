@@ -193,7 +193,8 @@ def _listen(pipe: Any, todo: list[int], limit: float) -> Iterator[Outcome]:
   try:
     pipe.recv()  # It has imported what it needs.
     for _ in todo[:CHUNK]:
-      if not pipe.poll(limit):
+      # By the second: a process that someone else has stopped does not hang.
+      if not any(pipe.poll(1) for _ in range(int(limit))):
         yield Outcome(todo.pop(0), "hangs", f"over {limit:.0f} s")
         return
       found = pipe.recv()

@@ -63,6 +63,9 @@ def test_a_number_stays_in_its_range(field):
     refused(field, float("nan"))
     refused(field, float("inf"))
     refused(field, float("-inf"))
+  elif most == validation.INF:
+    assert "to 2147483647" in refused(field, 2**31)
+  if kind is float:
     # Neither a float32 nor, where a file writes it out, a float64.
     for huge in 1e39, 10**400:
       assert f"use {least} to " in refused(field, huge)
@@ -82,6 +85,23 @@ def test_the_ends_of_a_range_are_allowed(field):
 def test_every_number_has_a_range():
   numbers = {f for f, v in FIELDS.items() if type(v) in (int, float)}
   assert numbers == validation.RANGE.keys()
+
+
+@pytest.mark.parametrize("field", ["network.widths", "stream.order", "heads"])
+def test_a_tuple_holds_what_a_device_can_count(field):
+  assert "below 2**31" in refused(field, (1, 2**31))
+
+
+def test_a_resnet_of_a_million_blocks_is_refused_before_it_is_built():
+  changes = {"name": "resnet", "norm": "batch", "widths": (4, 4)}
+  config = config_lib.Config()
+  for name, value in changes.items():
+    config_lib.assign(config, f"network.{name}", value)
+  config.network.blocks = (1000,)
+  validation.validate(config)
+  config.network.blocks = (10**6,)
+  with pytest.raises(ValueError, match=r"blocks=\(1000000,\) .* than 1000"):
+    validation.validate(config)
 
 
 @pytest.mark.parametrize("widths", [(), (0,), (8, -1)])

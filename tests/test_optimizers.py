@@ -266,6 +266,8 @@ class TestRates:
   def test_warm_up_longer_than_the_task(self, length):
     with pytest.raises(ValueError, match=r"optimizer.warm_up=.*use 0 to 30"):
       optimizers.warm_up(optimizers.constant(0.1), length, epochs=30)
+    with pytest.raises(ValueError, match=r"optimizer.warm_up=.*use 0 to 30"):
+      optimizers.epoch_cosine(0.1, 30, warm_up=length)
 
   def test_epoch_cosine_by_hand(self):
     """160 epochs of 49 steps at 0.8, ten of warm-up."""

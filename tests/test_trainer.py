@@ -461,6 +461,11 @@ class TestMistakes:
         {"recipe": tiny.RECIPE._replace(batch=41)},
         r"train\.batch=41 is more than the 40 samples of task 0; .*40",
       ),
+      (
+        # Five steps an epoch and task.
+        {"recipe": tiny.RECIPE._replace(epochs=2**31 // 15 + 1)},
+        r"train\.epochs=143165577 and .* make 2,147,483,6.. steps",
+      ),
     ],
   )
   def test_more_than_there_is(self, settings, message):
