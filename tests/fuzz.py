@@ -183,6 +183,7 @@ def run(
     there.close()
     try:
       yield from _listen(here, todo, limit)
+      child.join(10)  # It tidies up, unless it hangs.
     finally:
       child.kill()
       child.join()

@@ -49,6 +49,7 @@ def built(folder: pathlib.Path, tasks: int) -> run_lib.Run:
   """The run that is trained again and again."""
   config = config_lib.Config()
   fields = stream.FIELDS | {"data.name": stream.save_arrays(folder, tasks)}
+  fields["memory.size"] = 2 * tasks
   for field, value in fields.items():
     config_lib.assign(config, field, value)
   parts = build.parts(config)
