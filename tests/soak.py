@@ -14,7 +14,6 @@ import json
 import os
 import pathlib
 import random
-import statistics
 import sys
 import tempfile
 import time
@@ -28,10 +27,10 @@ from tests import stream
 
 # Times that a run is asked whether to stop, from one stop to the next.
 BETWEEN = 100, 600
-# Share of what was in use after the first stream. Allocators keep pages and
-# give them back when they like; a leak of one save, some 100 kB, a task is
-# 20 MB a stream and past it in the fifth.
-GROWTH = 0.1
+# Bytes that a save may leave behind. Of these 30,000 to 40,000 are lists that
+# tensorstore 0.1.86 forgets whenever Orbax 0.12.8 asks it for its metrics
+# (`experimental_collect_matching_metrics`); without saves nothing stays.
+LEFT = 80_000
 
 
 class After:
@@ -100,18 +99,18 @@ def soak(
     "streams": hashes.total(),
     "stops": stops,
     "params_sha256": dict(hashes),
-    "growth": growth(rows),
+    "left_by_a_save": left(rows, tasks),
     "rows": rows,
   }
 
 
-def growth(rows: list[dict[str, Any]]) -> float:
-  """By what share memory grew from the first stream's end to the last's."""
+def left(rows: list[dict[str, Any]], tasks: int) -> float:
+  """Bytes that a save left behind, from the first stream's end on."""
   ends = collections.defaultdict(list)
   for row in rows:
     ends[row["stream"]].append(row["resident"])
-  first, last = ends[0], ends[max(ends)]
-  return statistics.median(last) / max(first) - 1
+  saves = tasks * max(ends)
+  return (ends[max(ends)][-1] - ends[0][-1]) / saves if saves else 0.0
 
 
 def now() -> float:
@@ -131,9 +130,10 @@ def main() -> int:
   alike = len(found["params_sha256"]) == 1
   print(
     f"{found['streams']} streams, {found['stops']} stops, parameters "
-    f"{'alike' if alike else 'DIFFER'}, memory {found['growth']:+.1%}"
+    f"{'alike' if alike else 'DIFFER'}, a save left "
+    f"{found['left_by_a_save']:,.0f} bytes"
   )
-  return 0 if alike and found["growth"] < GROWTH else 1
+  return 0 if alike and found["left_by_a_save"] < LEFT else 1
 
 
 if __name__ == "__main__":
