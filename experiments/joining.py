@@ -13,7 +13,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from experiments import cli
+from experiments import build, claims, cli
 from mhil import config as config_lib
 from mhil import connecting, processes, trainer
 
@@ -88,8 +88,7 @@ def _refuse_together() -> None:
 def agree(
   together: processes.Together,
   config: config_lib.Config,
-  mesh: Mesh,
-  heads: int,
+  parts: build.Parts,
   fingerprint: str,
   resume: bool,
 ) -> None:
@@ -97,7 +96,7 @@ def agree(
   fields = config_lib.flatten(config_lib.to_dict(config))
   fields |= {"--resume": resume, "data_sha256": fingerprint}
   together.agree(fields)
-  together.what = heads_of(mesh, heads)
+  together.what = heads_of(parts.mesh, len(parts.stream.tasks))
   together.wait("agreed")
 
 
@@ -105,7 +104,7 @@ def check_shared(
   together: processes.Together, folder: pathlib.Path, config: config_lib.Config
 ) -> None:
   """Raises UserError if a process does not see what the first one wrote."""
-  path = folder / "config.json"
+  path = folder / claims.CONFIG
   told = path.read_text() if path.is_file() else None
   if told != config_lib.to_json(config):
     raise cli.UserError(

@@ -28,7 +28,7 @@ def main(rest: list[str]) -> None:
   count = flags.FLAGS.num_processes
   if count < 1:
     raise cli.UserError(f"--num_processes={count} is not positive; use 2")
-  if not any(word.startswith(("--workdir=", "-workdir=")) for word in rest):
+  if not any(word.lstrip("-").split("=")[0] == "workdir" for word in rest):
     raise cli.UserError(
       "several processes write into one folder; add --workdir=DIR behind --"
     )

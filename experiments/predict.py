@@ -29,7 +29,6 @@ def main() -> None:
   if not (given.images and given.out):
     raise cli.UserError("--images and --out are both needed")
   images = read(pathlib.Path(given.images))
-  answer: Callable[[np.ndarray], tuple[Any, Any]]
   if given.network:
     with cli.checking():
       answer, told = serving.load(pathlib.Path(given.network), given.batch)
@@ -38,7 +37,7 @@ def main() -> None:
   with cli.checking():
     answer(images[: given.batch])  # Compiles.
     start = time.perf_counter()
-    classes, _ = answer(images)
+    classes, *_ = answer(images)
   seconds = time.perf_counter() - start
   np.save(given.out, classes, allow_pickle=False)
   print(f"{len(classes):,} images, {len(classes) / seconds:,.0f} a second")
@@ -48,7 +47,7 @@ def main() -> None:
 
 def of_run(
   folder: pathlib.Path, batch: int
-) -> tuple[Callable[[np.ndarray], tuple[Any, Any]], dict[str, Any]]:
+) -> tuple[Callable[[np.ndarray], tuple[np.ndarray, ...]], dict[str, Any]]:
   """The same as `serving.load` of a run, without scores.
 
   Raises:
@@ -57,16 +56,7 @@ def of_run(
   run, state = export.restore(folder)
   told = serving.about(run, state)
   predict = phases.predictor(run, state, len(run.stream.tasks) - 1)
-
-  def answer(images):
-    serving.check(images, told)
-    parts = range(0, len(images), batch)
-    # One shape, so that nothing compiles twice.
-    size = min(batch, len(images)), *images.shape[1:]
-    found = [predict(np.resize(images[i : i + batch], size)) for i in parts]
-    return np.concatenate(found)[: len(images)], None
-
-  return answer, told
+  return serving.in_batches(lambda x: (predict(x),), told, batch), told
 
 
 def read(path: pathlib.Path) -> np.ndarray:

@@ -120,13 +120,12 @@ def train(
   with cli.checking():
     parts = build.parts(config, together.count)
     fingerprint = data.fingerprint(parts.dataset)
-    heads = len(parts.stream.tasks)
-    asked = config, parts.mesh, heads, fingerprint, resume
-    joining.agree(together, *asked)
+    joining.agree(together, config, parts, fingerprint, resume)
   with contextlib.ExitStack() as stack:
     if together.first:
-      given = config, resume, fingerprint, parts
-      stack.enter_context(claims.claimed(folder, *given))
+      stack.enter_context(
+        claims.claimed(folder, config, resume, fingerprint, parts)
+      )
       announce(parts, config)
     together.wait("claimed")
     joining.check_shared(together, folder, config)
@@ -226,9 +225,9 @@ def _default_workdir() -> str:
 
 def _resume_command(folder: pathlib.Path) -> str:
   # Where the processes were is of no use to those to come.
-  flag = re.compile(r"--?(coordinator|num_processes|process_id)=")
-  given = [word for word in sys.argv[1:] if not flag.match(word)]
-  words = ["python -m experiments.train", shlex.join(given)]
+  given = shlex.join(sys.argv[1:])
+  flag = r"(^|\s)--?(coordinator|num_processes|process_id)[= ]\S+"
+  words = ["python -m experiments.train", re.sub(flag, "", given).strip()]
   if not flags.FLAGS.workdir:
     words.append(shlex.quote(f"--workdir={folder}"))
   if not flags.FLAGS.resume:

@@ -123,8 +123,11 @@ class Together:
 
   def lost(self, process: int, how: str) -> None:
     """Ends this process, since another is gone."""
+    self._end(self._named(process, how))
+
+  def _named(self, process: int, how: str) -> str:
     what = self.what(process)
-    self._end(f"process {process}{what and f' with {what}'} {how}")
+    return f"process {process}{what and f' with {what}'} {how}"
 
   def _explain(self, why: object, ours: list[bool]) -> None:
     text, key = " ".join(str(why).split()), f"{_PREFIX}ended"
@@ -163,10 +166,8 @@ class Together:
             beats[process] = beat, now
       for process, (_, heard) in beats.items():
         if self.first and now - heard > PATIENCE:
-          what = self.what(process)
-          text = f"process {process}{what and f' with {what}'} is gone"
-          self._tell(text)
-          self._end(text)
+          self._tell(self._named(process, "is gone"))
+          self.lost(process, "is gone")
 
   def _doubt(self) -> None:
     # By itself: what asks the store may wait for an answer without end.

@@ -9,7 +9,7 @@ one of them.
 
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,6 @@ from mhil import run as run_lib
 
 PROGRAM, ABOUT = "network.bin", "network.json"
 PLATFORMS = "cpu", "cuda", "tpu"
-Answer = tuple[np.ndarray, np.ndarray]
 
 
 def program(
@@ -99,7 +98,7 @@ def save(
 
 def load(
   folder: pathlib.Path, batch: int = 256
-) -> tuple[Callable[[np.ndarray], Answer], dict[str, Any]]:
+) -> tuple[Callable[[np.ndarray], tuple[np.ndarray, ...]], dict[str, Any]]:
   """A saved network: `images [n, ...] -> (classes [n], scores [n])`.
 
   Args:
@@ -123,21 +122,31 @@ def load(
       f"{folder} holds no sound network ({type(error).__name__}); write it by "
       "experiments.export"
     ) from None
-  run = jax.jit(exported.call)
+  return in_batches(jax.jit(exported.call), told, batch), told
 
-  def answer(images: np.ndarray) -> Answer:
+
+def in_batches(
+  ask: Callable[[np.ndarray], Sequence[Any]], told: dict[str, Any], batch: int
+) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
+  """`images [n, ...] -> arrays [n]`, of what answers for so many at once.
+
+  Args:
+    ask: `images [b, ...] -> arrays [b]`.
+    told: of `about`; images that do not fit it are refused.
+    batch: images at once.
+  """
+
+  def answer(images: np.ndarray) -> tuple[np.ndarray, ...]:
     check(images, told)
     found = []
     for start in range(0, len(images), batch):
       part = images[start : start + batch]
       # One shape, so that nothing compiles twice.
       filled = np.resize(part, (min(batch, len(images)), *part.shape[1:]))
-      out = run(filled)
-      found.append([np.asarray(x)[: len(part)] for x in out])
-    classes, scores = (np.concatenate(parts) for parts in zip(*found))
-    return classes, scores
+      found.append([np.asarray(x)[: len(part)] for x in ask(filled)])
+    return tuple(np.concatenate(parts) for parts in zip(*found))
 
-  return answer, told
+  return answer
 
 
 def check(images: np.ndarray, told: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """Runs `experiments.train` in several processes that share a mesh."""
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -13,7 +12,7 @@ SCRIPT = pathlib.Path(__file__).with_name("namespaces.sh")
 ROOM = "unshare", "--map-root-user", "--net", "--mount"
 
 
-def start(count, flags, cache, ports=None):
+def start(count, flags, cache):
   """Starts the processes; `flags` may be one list for all, or one for each."""
   address = f"127.0.0.1:{launch.free_port()}"
   if not flags or isinstance(flags[0], str):
@@ -101,8 +100,3 @@ def wait_for(condition, processes, seconds=90):
       return False
     time.sleep(0.02)
   raise TimeoutError
-
-
-def beside(cache):
-  """The environment of the launcher."""
-  return os.environ | program.environment(cache)

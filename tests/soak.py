@@ -80,12 +80,12 @@ def trained(
 def soak(
   minutes: float, folder: pathlib.Path, tasks: int = stream.TASKS, seed: int = 0
 ) -> dict[str, Any]:
-  """Streams until the time is over, one at least; what came of them."""
+  """Streams until the time is over, two at least; what came of them."""
   run, rng, begun = built(folder / "data", tasks), random.Random(seed), now()
   hashes: collections.Counter[str] = collections.Counter()
   rows: list[dict[str, Any]] = []
   stops = 0
-  while not hashes or now() - begun < 60 * minutes:
+  while hashes.total() < 2 or now() - begun < 60 * minutes:
     with tempfile.TemporaryDirectory(dir=folder) as saves:
 
       def seen(place=pathlib.Path(saves)):

@@ -360,10 +360,16 @@ def test_nothing_is_unpickled():
   loaders = []
   for path in FILES:
     if path.suffix == ".py":
-      for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+      source = path.read_text(encoding="utf-8")
+      for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and unpickles(node):
           loaders.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+      if {name.split(".")[0] for name in imports(source)} & PICKLERS:
+        loaders.append(str(path.relative_to(ROOT)))
   assert not loaders
+
+
+PICKLERS = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve"}
 
 
 def unpickles(call: ast.Call) -> bool:
@@ -371,6 +377,8 @@ def unpickles(call: ast.Call) -> bool:
   if ast.unparse(call.func).endswith("save"):
     return False  # Tests make the bad file that must be refused.
   given = [k.value for k in call.keywords if k.arg == "allow_pickle"]
+  if ast.unparse(call.func) in ("np.load", "numpy.load"):
+    given += call.args[2:3]
   return any(ast.unparse(value) != "False" for value in given)
 
 
@@ -378,3 +386,6 @@ def test_unpickling_would_be_found():
   for source, bad in ("True", True), ("False", False), ("x", True):
     call = ast.parse(f"np.load(f, allow_pickle={source})").body[0].value
     assert unpickles(call) == bad
+  assert imports("from pickle import load") == {"pickle.load"}
+  (loaded,) = ast.parse("np.load(f, None, True)").body
+  assert unpickles(loaded.value)

@@ -175,8 +175,8 @@ class TestMistakes:
     )
 
   def test_a_head_that_is_there_twice(self, place):
-    place.copy("b", "again")
-    self.check(place, "head 4 is in .*b and in .*again; name", *HEADS, "again")
+    place.copy("b", "twice")
+    self.check(place, "head 4 is in .*b and in .*twice; name", *HEADS, "twice")
 
   def test_a_run_of_all_heads(self, place):
     self.check(place, "whole trained all heads; name runs that", "a", "whole")

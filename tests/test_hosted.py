@@ -1,12 +1,13 @@
 """Rows on the host: the same run, bit for bit, and nothing on the devices."""
 
 import shutil
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from mhil import checkpoint, prepare, run, sharding, trainer
+from mhil import checkpoint, prepare, room, run, sharding, trainer
 from tests import tiny
 from tests.test_trainer import stop_after
 
@@ -111,7 +112,9 @@ def test_bad_place():
 
 
 def test_rows_on_the_host_are_of_one_process(monkeypatch):
-  monkeypatch.setattr(jax, "process_count", lambda: 4)
+  # Only there: a mesh of four processes has devices of each.
+  four = types.SimpleNamespace(process_count=lambda: 4)
+  monkeypatch.setattr(room, "jax", four)
   with pytest.raises(
     ValueError, match=r"one process, of which there are 4; use"
   ):

@@ -88,8 +88,8 @@ SHORT = 12
 @pytest.mark.slow
 def test_a_soak_stops_resumes_and_compares(tmp_path, monkeypatch):
   monkeypatch.setattr(soak, "BETWEEN", (3, 20))
-  found = soak.soak(0.1, tmp_path, SHORT)
-  assert found["streams"] > 1 and found["stops"] > found["streams"]
+  found = soak.soak(0, tmp_path, SHORT)
+  assert found["streams"] == 2 and found["stops"] > 2
   assert list(found["params_sha256"].values()) == [found["streams"]]
   assert len(found["rows"]) == found["streams"] + found["stops"]
 
@@ -97,17 +97,17 @@ def test_a_soak_stops_resumes_and_compares(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_soak_sees_a_run_that_goes_on_otherwise(tmp_path, monkeypatch):
   monkeypatch.setattr(soak, "BETWEEN", (3, 20))
-  real, calls = soak.trainer.fit, []
+  real, begun = soak.trainer.fit, []
 
   def forgets(run, *, resume, **watch):
-    calls.append(resume)
-    # A run of another seed goes on from this run's saves.
-    other = run._replace(seed=1) if resume and len(calls) > 8 else run
+    begun.append(not resume)
+    # A run of another seed goes on from the second stream's saves.
+    other = run._replace(seed=1) if resume and sum(begun) > 1 else run
     return real(other, resume=resume, **watch)
 
   monkeypatch.setattr(soak.trainer, "fit", forgets)
-  found = soak.soak(0.1, tmp_path, SHORT)
-  assert len(found["params_sha256"]) > 1
+  found = soak.soak(0, tmp_path, SHORT)
+  assert len(found["params_sha256"]) == 2
 
 
 def test_what_a_save_leaves_is_that_between_the_ends_of_streams():

@@ -42,11 +42,15 @@ class Place:
     # Long enough that they are still at work.
     flags = self.to(folder, 8, "--config.train.log_every=1")
     started = several.start(4, flags, self.cache)
-    assert several.wait_for(lambda: len(saves(folder)) >= 2, started)
-    started[victim].kill()
-    killed = time.monotonic()
-    done = several.finish(started)
-    return done, time.monotonic() - killed
+    try:
+      assert several.wait_for(lambda: len(saves(folder)) >= 2, started)
+      started[victim].kill()
+      killed = time.monotonic()
+      done = several.finish(started)
+      return done, time.monotonic() - killed
+    finally:
+      for process in started:
+        process.kill()
 
 
 def saves(folder):
@@ -65,14 +69,7 @@ def same(place, folder):
   ours, wanted = program.numbers(folder), program.numbers(place.whole)
   for name in OF_MESH:
     ours.pop(name), wanted.pop(name)
-  ours["history"], wanted["history"] = (
-    {row[0]: row for row in x["history"]} for x in (ours, wanted)
-  )
-  logged = ours["history"].keys() & wanted["history"].keys()
-  assert len(logged) > 20
-  for step in logged:
-    assert ours["history"][step] == wanted["history"][step]
-  ours.pop("history"), wanted.pop("history")
+  assert len(wanted["history"]) > 20
   assert ours == wanted
   for name in "accuracy_matrix.csv", "accuracy_matrix.png":
     assert (folder / name).read_bytes() == (place.whole / name).read_bytes()
