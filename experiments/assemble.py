@@ -103,6 +103,7 @@ def assemble(
   with cli.checking():
     run = prepare.build(*parts[:6], config.seed, *parts[6:])
   saved = [restore(run, part) for part in found]
+  tell_versions(found)
   heads = [part.config.heads for part in found]
   state = join(run, [state for state, _ in saved], heads)
   done = merge([done for _, done in saved])
@@ -157,10 +158,10 @@ def begun(
     raise cli.UserError(f"--workdir={out} is one of --parts; name another")
   if (out / "metrics.json").exists():
     raise cli.UserError(f"--workdir={out} holds a run already; name another")
-  path = out / "config.json"
-  if path.exists():
-    claims.check_same(out, config, path)
-  return path.exists()
+  there = (out / claims.CONFIG).exists()
+  if there:
+    claims.check_same(out, config)
+  return there
 
 
 def check_alike(parts: Sequence[Part]) -> None:
@@ -179,6 +180,19 @@ def check_alike(parts: Sequence[Part]) -> None:
         raise cli.UserError(
           f"--parts={part.folder} has {name}={value!r}, {first.folder} "
           f"{wanted[name]!r}; train one of them again"
+        )
+
+
+def tell_versions(parts: Sequence[Part]) -> None:
+  """Says so where parts were trained by other versions: bits may differ."""
+  first, *rest = ({"versions": {}} | part.numbers for part in parts)
+  for part, numbers in zip(parts[1:], rest):
+    for name, version in numbers["versions"].items():
+      other = first["versions"].get(name)
+      if version != other:
+        print(
+          f"note: {part.folder} was trained with {name} {version}, "
+          f"{parts[0].folder} with {other}; one program might end otherwise"
         )
 
 

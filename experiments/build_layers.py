@@ -42,16 +42,18 @@ def make(
   return objective._replace(spread=spread)
 
 
+def by_sample(o: config_lib.LayerParallel) -> list[str]:
+  """What is kept for each sample: of `states` and `multipliers`."""
+  names = ("states", "multipliers") if o.method == "lagrangian" else ("states",)
+  return [name for name in names if getattr(o, name) == "sample"]
+
+
 def make_guesser(
   o: config_lib.LayerParallel, stages: chain.Chain, dataset: data.Dataset
 ) -> guessing.Guesser:
   """Where states and multipliers come from."""
   lagrangian, samples = o.method == "lagrangian", len(dataset.train_labels)
-  kept = [
-    name
-    for name in ("states", "multipliers")
-    if getattr(o, name) == "sample" and (lagrangian or name == "states")
-  ]
+  kept = by_sample(o)
   if kept and (dataset.pad or dataset.flip):
     raise ValueError(
       f"layer_parallel.{kept[0]}=sample belong to a sample as it is stored, "

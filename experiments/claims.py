@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ from mhil import config as config_lib
 
 # Bytes that figures, report and events take at least.
 LEAST = 4 << 20
-CONFIG, DATA = "config.json", "data.sha256"
+CONFIG, DATA, METRICS = "config.json", "data.sha256", "metrics.json"
 
 
 @contextlib.contextmanager
@@ -36,7 +37,9 @@ def claimed(
   Raises:
     UserError: if it cannot be written, holds another run, or is in use.
   """
-  given = folder, config, resume, fingerprint, parts
+  # Of a longer run the samples of the shorter one are hashed once.
+  begins = functools.cache(functools.partial(longer.begins, parts.dataset))
+  given = folder, config, resume, fingerprint, parts, begins
   with _writing(folder):
     _check(*given)
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,49 +49,63 @@ def claimed(
     _lock(folder, place)
     with _writing(folder):
       # Another may have come and gone in between.
-      known = _check(*given)
+      began = _check(*given)
+      before = longer.before(folder, began, parts)
+      if before:
+        (folder / METRICS).unlink(missing_ok=True)
+      # First, for it says what the others were, until something is learnt.
+      replace(
+        folder / longer.STREAM, longer.told(parts, fingerprint, began, before)
+      )
       replace(folder / DATA, fingerprint + "\n")
       replace(folder / CONFIG, config_lib.to_json(config))
-      # Last: until then it is from this file that a longer run goes on.
-      replace(folder / longer.STREAM, longer.told(parts, fingerprint))
-    if known:
-      count = len(parts.stream.tasks)
+    if before:
+      count, known = len(parts.stream.tasks), len(before["tasks"])
       print(f"stream: {count} tasks, of which {known} were there before")
     yield
   finally:
     os.close(place)
 
 
-def _check(folder, config, resume, fingerprint, parts):
-  path = folder / CONFIG
-  if path.exists():
-    began = longer.read(folder) if resume else None
-    there = parts.dataset.classes
-    known = longer.classes(began["tasks"]) if began else there
-    if there < known:
-      raise cli.UserError(
-        f"data.name={config.data.name} has {there} classes, the run in "
-        f"--workdir={folder} {known}, and a stream only grows; bring the data "
-        "back, or name another folder"
-      )
-    if there > known:
-      check_same(folder, config, path, but=longer.FIELDS)
-      longer.check(folder, began, config, parts)
-      return len(began["tasks"])
-    check_same(folder, config, path, resume)
-    check_data(folder, fingerprint)
-    if began:
-      longer.check_pixels(folder, began, config, parts.dataset)
-  elif resume:
+def _check(folder, config, resume, fingerprint, parts, begins):
+  if not (folder / CONFIG).exists():
+    _check_empty(folder, resume)
+    return None
+  if not resume:
+    raise cli.UserError(
+      f"--workdir={folder} holds a run already; add --resume to go on with "
+      "it, or name another folder"
+    )
+  began, there = longer.read(folder), parts.dataset.classes
+  known = longer.classes(began["tasks"]) if began else there
+  if there < known:
+    raise cli.UserError(
+      f"data.name={config.data.name} has {there} classes, the run in "
+      f"--workdir={folder} {known}, and a stream only grows; bring the data "
+      "back, or name another folder"
+    )
+  old = began.get("config") if began else None
+  if there > known:
+    check_same(folder, config, but=longer.FIELDS, text=old)
+    longer.check(folder, began, config, parts, begins)
+    return began
+  check_same(folder, config, text=old)
+  check_data(folder, fingerprint, began=old and began["data_sha256"])
+  if began:
+    longer.check_plain(folder, began, config, parts)
+  return began
+
+
+def _check_empty(folder, resume):
+  if resume:
     raise cli.UserError(
       f"--resume: --workdir={folder} holds no run; start one without --resume"
     )
-  elif (folder / "checkpoints").exists():
+  if (folder / "checkpoints").exists():
     raise cli.UserError(
       f"--workdir={folder} holds checkpoints, but no config.json that says "
       "of what; name another folder"
     )
-  return 0
 
 
 def _lock(folder, place):
@@ -106,26 +123,20 @@ def _lock(folder, place):
 def check_same(
   folder: pathlib.Path,
   config: config_lib.Config,
-  path: pathlib.Path,
-  resume: bool = True,
   but: Sequence[str] = (),
+  text: str | None = None,
 ) -> None:
   """Raises `UserError` unless a folder's run has this configuration.
 
   Args:
     folder: the work directory.
     config: to be held against its own.
-    path: where that is.
-    resume: without it a folder that holds a run is not to be touched.
     but: fields that may differ.
+    text: its own configuration; None for what the folder says.
   """
-  if not resume:
-    raise cli.UserError(
-      f"--workdir={folder} holds a run already; add --resume to go on with "
-      "it, or name another folder"
-    )
+  path = folder / CONFIG
   try:
-    old = config_lib.flatten(json.loads(path.read_text()))
+    old = config_lib.flatten(json.loads(text or path.read_text()))
   except (ValueError, AttributeError):
     raise cli.UserError(
       f"--resume: {path} is damaged; restore it, or name another folder"
@@ -147,10 +158,14 @@ def check_same(
 
 
 def check_data(
-  folder: pathlib.Path, fingerprint: str, flag: str = "workdir"
+  folder: pathlib.Path,
+  fingerprint: str,
+  flag: str = "workdir",
+  began: str | None = None,
 ) -> None:
   """Raises `UserError` if the data are not those that the run began with."""
-  if (began := data_hash(folder, flag)) != fingerprint:
+  began = began or data_hash(folder, flag)
+  if began != fingerprint:
     raise cli.UserError(
       f"--{flag}={folder} began with data {began[:12]}, not "
       f"{fingerprint[:12]}; bring them back, or name another folder"

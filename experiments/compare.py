@@ -126,7 +126,7 @@ def finish(config: config_lib.Config, folder: pathlib.Path) -> dict[str, Any]:
   path = folder / "metrics.json"
   begun = (folder / "config.json").exists()
   if begun:
-    claims.check_same(folder, config, folder / "config.json")
+    claims.check_same(folder, config)
   there = begun and path.exists()
   if not there and train.train(config, folder, resume=begun) is None:
     raise cli.UserError("stopped by a signal; the same command goes on")

@@ -54,10 +54,9 @@ def restore(folder: pathlib.Path) -> tuple[run_lib.Run, programs.State]:
   """
   workdir.enable_compilation_cache()
   config = workdir.read_config(folder, "run")
+  unfinished = f"--run={folder} is not finished; go on with it by --resume"
   if not (folder / "metrics.json").is_file():
-    raise cli.UserError(
-      f"--run={folder} is not finished; go on with it by --resume"
-    )
+    raise cli.UserError(unfinished)
   with cli.checking():
     parts = build.parts(config)
     run = prepare.build(*parts[:6], config.seed, *parts[6:], config.heads)
@@ -68,6 +67,8 @@ def restore(folder: pathlib.Path) -> tuple[run_lib.Run, programs.State]:
       saved = checkpoints.restore(like)
   if saved is None:
     raise cli.UserError(f"--run={folder} has no sound checkpoint")
+  if saved[1]["step"] != run.phases[-1].steps.stop:
+    raise cli.UserError(unfinished)
   return run, run_lib.refit(run, saved[0], like)
 
 

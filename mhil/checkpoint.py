@@ -132,6 +132,12 @@ class Checkpoints:
     )
     shapes = restored["progress"]["shapes"]
     leaves, tree = jax.tree.flatten(like)
+    if len(leaves) != len(shapes):
+      raise ValueError(
+        f"checkpoint {step} has {len(shapes)} arrays, and this run "
+        f"{len(leaves)}; use the network, optimizer, objective and memory of "
+        "the run that saved it"
+      )
     wanted = [_abstract(x, tuple(s)) for x, s in zip(leaves, shapes)]
     state = self._manager.restore(
       step,

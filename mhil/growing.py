@@ -42,7 +42,8 @@ def grow(
       saved does not fit it.
   """
   check(done.tasks, run.stream)
-  if run.stream.tasks[len(done.tasks) :]:
+  check_step(run, done)
+  if done.tasks and run.stream.tasks[len(done.tasks) :]:
     check_partition(run.partition)
   held = run_lib.refit(run, state, like)
   held = jax.tree.map(_placed, held, like)
@@ -82,8 +83,21 @@ def check(tasks: Tasks, stream: streams.Stream) -> None:
   if list(stream.order[: len(known)]) != known:
     order = *known, *(c for c in stream.order if c not in set(known))
     raise ValueError(
-      f"stream.order={stream.order} gives the {len(tasks)} tasks that are "
-      f"there other classes; use stream.order={order}"
+      f"stream.order={streams.short(stream.order)} gives the {len(tasks)} "
+      f"tasks that are there other classes; use stream.order={order}"
+    )
+
+
+def check_step(run: run_lib.Run, done: progress.Progress) -> None:
+  """Raises ValueError if a run here was elsewhere after as many tasks."""
+  t, of_task = len(done.tallies), run.phases_of(len(done.tallies))
+  last = of_task[-1].steps.stop if of_task else run.phases[-1].steps.stop
+  first = of_task[0].steps.start if of_task else last
+  if not first <= done.step <= last:
+    raise ValueError(
+      f"step={done.step} of the run that is to go on is not in task {t}, whose "
+      f"steps are {first} to {last} here; use its train.epochs, train.batch "
+      "and data"
     )
 
 

@@ -239,6 +239,8 @@ def widen(
   """
 
   def fit(count):
+    if not np.size(count):
+      return count  # A table that was dropped; see `Recorder.end`.
     count = np.asarray(count)[(slice(entries),) * np.ndim(count)]
     return np.pad(count, [(0, entries - n) for n in count.shape])
 

@@ -150,6 +150,7 @@ def transform(
     w, known = len(saved.buffer.rows), len(saved.expected)
     old = buffer_lib.layout(policy, size, known, w)
     buffer = saved.buffer
+    _check_alike(saved, like, old)
     if known != classes:
       longer = buffer_lib.layout(policy, size, classes, w)
       buffer, old = moving.widen(buffer, old, longer), longer
@@ -186,6 +187,20 @@ def transform(
       + (", rows in the host's memory" if on_host else ""),
     },
   )
+
+
+def _check_alike(saved, like, old):
+  """Raises ValueError if a memory was kept otherwise than this run's."""
+  for field, theirs, ours in (
+    ("memory.size", saved.buffer.rows.shape[1], old.slots),
+    ("memory.policy", saved.buffer.fill.shape[1], old.groups),
+    ("memory.draws", saved.drawn.label.shape[0], like.drawn.label.shape[0]),
+  ):
+    if theirs != ours:
+      raise ValueError(
+        f"{field} is another than that of the run which is to go on: its "
+        f"memory has {theirs} where this run's has {ours}; use the same"
+      )
 
 
 def rehearse(

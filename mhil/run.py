@@ -175,7 +175,17 @@ def shapes(state: programs.State) -> programs.State:
 
 
 def refit(run: Run, saved: programs.State, like: programs.State):
-  """A state that was saved on another mesh, with the shapes of `like`."""
+  """A state that was saved on another mesh, with the shapes of `like`.
+
+  Raises:
+    ValueError: if it is of a run with other parts.
+  """
+  theirs, ours = (str(jax.tree.structure(x)) for x in (saved, like))
+  if theirs != ours:
+    raise ValueError(
+      "what is to go on has other parts than this run; use its network.name, "
+      "network.norm, optimizer.name, objective.name and memory.size"
+    )
   if jax.tree.map(np.shape, saved) == jax.tree.map(np.shape, like):
     return saved
   fresh = start(run)

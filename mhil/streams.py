@@ -191,12 +191,13 @@ def _check_order(classes: int, ids: tuple[int, ...]) -> None:
   told = [f"{name} {_some(bad)}" for name, bad in faults.items() if bad]
   if told:
     raise ValueError(
-      f"stream.order={_short(ids)} is no permutation of 0..{classes - 1}: "
+      f"stream.order={short(ids)} is no permutation of 0..{classes - 1}: "
       f"{'; '.join(told)}; name every class once"
     )
 
 
-def _short(ids: tuple[int, ...]) -> str:
+def short(ids: tuple[int, ...]) -> str:
+  """The first of them, as a line has room for."""
   return str(ids) if len(ids) <= 8 else f"({str(ids[:8])[1:-1]}, ..)"
 
 

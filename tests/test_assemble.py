@@ -100,6 +100,19 @@ def test_parts_put_together_are_the_run_of_one_program(place):
 
 
 @pytest.mark.slow
+def test_parts_of_other_versions_are_told(place):
+  folder = place.copy("b", "older")
+  numbers = json.loads((folder / "metrics.json").read_text())
+  numbers["versions"]["jax"] = "0.1"
+  (folder / "metrics.json").write_text(json.dumps(numbers))
+  done = place.assemble("of versions", "a", "older", "c")
+  assert (done.status, done.err) == (0, ""), done
+  (note,) = [x for x in done.out.splitlines() if x.startswith("note: ")]
+  assert "older was trained with jax 0.1, " in note
+  same(place, "of versions")
+
+
+@pytest.mark.slow
 def test_with_images_spread_over_devices_too(place):
   flags = ["--config.mesh.data=2", "--config.memory.size=20"]
   whole = place.train("whole of two", *flags, "--config.mesh.head=2")
@@ -213,7 +226,7 @@ class TestMistakes:
 
   def test_a_checkpoint_that_is_lost(self, place):
     folder = place.copy("b", "no-save")
-    last = max(test_faults.saves(folder))
+    last = max(program.saves(folder))
     shutil.rmtree(folder / "checkpoints" / str(last))
     words = "no-save has lost its last checkpoint"
     self.check(place, words, "a", "no-save", "c")

@@ -503,12 +503,12 @@ def test_config_json_is_whole_or_absent(tmp_path, data, monkeypatch):
   given = config_lib.Config(), False, "abc", parts
   with claims.claimed(tmp_path / "run", *given):
     pass
-  # After the data, for with a configuration it is a run that can be resumed.
+  # Last, for with a configuration it is a run that can be resumed.
   text = config_lib.to_json(config_lib.Config())
   assert seen == [
+    ("stream.json", longer.told(parts, "abc"), False),
     ("data.sha256", "abc\n", False),
     ("config.json", text, False),
-    ("stream.json", longer.told(parts, "abc"), False),
   ]
   left = sorted(p.name for p in (tmp_path / "run").iterdir())
   assert left == ["config.json", "data.sha256", "stream.json"]

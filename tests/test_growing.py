@@ -48,7 +48,7 @@ def build(
   if memory.size:
     transform = rehearsal.transform(mesh, dataset, batch=8, **memory._asdict())
   objective = tiny.objective(stream.head_width + 1, norm)
-  how = Recipe(epochs=2, batch=8, log_every=4, **recipe)
+  how = Recipe(**({"epochs": 2, "batch": 8, "log_every": 4} | recipe))
   parts = mesh, stream, dataset, objective, getattr(losses, loss)(), how
   return prepare.build(*parts, 0, transform)
 
@@ -88,9 +88,10 @@ def same(grown, planned):
 
 
 def balanced(**changed):
-  return tiny.Memory(16, **changed)
+  return tiny.Memory(**({"size": 16} | changed))
 
 
+KEPT = {"memory": balanced()}
 CASES = {
   "new heads learn": {"train_heads": "new"},
   "all learn, and remember": {"memory": balanced()},
@@ -179,10 +180,21 @@ class TestBitForBit:
     same(trainer.fit(run(LONG), after=before), trainer.fit(run(LONG)))
 
   def test_what_would_fail_is_seen(self):
-    """The control: another seed draws another fourth head."""
-    run = build(LONG)._replace(seed=1)
-    grown = trainer.fit(run, after=short())
-    assert apart(grown, whole())
+    """The control: another seed draws another fourth head, and trains apart."""
+    # On one device, so that the shorter run has no room for a fourth.
+    before, run = short(head=1), build(head=1)
+
+    def drawn(run):
+      like = run_lib.shapes(run_lib.start(run))
+      held = growing.lifted(before.state), before.progress
+      bank = across.fetch(growing.grow(run, *held, like)[0].bank)
+      return [x.reshape(-1, *x.shape[2:]) for x in jax.tree.leaves(bank.params)]
+
+    other = run._replace(seed=1)
+    pairs = list(zip(drawn(other), drawn(run)))
+    assert all((x[:3] == y[:3]).all() for x, y in pairs)
+    assert any((x[3] != y[3]).any() for x, y in pairs)
+    assert apart(trainer.fit(other, after=before), whole(head=1))
 
   def test_the_result_that_it_goes_on_from_stays(self):
     before = short()
@@ -277,6 +289,28 @@ class TestCheck:
     with pytest.raises(ValueError, match=message):
       growing.check_partition(test_subnets.parts(2)[1])
 
+  @pytest.mark.parametrize("epochs", [1, 3])
+  def test_another_length_of_the_tasks_that_are_done(self, epochs):
+    message = r"step=30 of the run that is to go on is not in task 3, whose"
+    with pytest.raises(ValueError, match=message):
+      trainer.fit(build(LONG, epochs=epochs), after=short())
+
+  @pytest.mark.parametrize(
+    ("how", "other", "message"),
+    [
+      ({}, {"memory": balanced()}, r"other parts than this run; use its"),
+      ({}, {"norm": "batch"}, r"other parts than this run; use its"),
+      (KEPT, {"memory": balanced(size=20)}, r"memory\.size is another"),
+      (KEPT, {"memory": balanced(draws=2)}, r"memory\.draws is another"),
+      (KEPT, {"memory": balanced(policy="reservoir")}, r"memory\.policy is"),
+    ],
+  )
+  def test_a_run_of_other_parts(self, how, other, message):
+    before = short(**how)
+    with pytest.raises(ValueError, match=message) as caught:
+      trainer.fit(build(LONG, **other), after=before)
+    assert "\n" not in str(caught.value)
+
   def test_it_is_asked_before_anything_is_moved(self):
     before = short()
     tasks = ((1, 0), *before.progress.tasks[1:])
@@ -302,6 +336,14 @@ class TestProgress:
     assert tally.total.tolist() == [*range(1, entries + 1), *[0] * 4][:4]
     assert tally.confusion.shape == (4, 4)
     assert tally.confusion.sum() == entries
+
+  def test_what_was_dropped_stays_so(self):
+    done = self.done(2)
+    dropped = done.tallies[0]._replace(confusion=np.zeros((0, 0), int))
+    done = done._replace(tallies=(dropped, done.tallies[0]))
+    first, second = progress.widen(done, ((0,), (1,), (2,)), 4).tallies
+    assert first.confusion.shape == (0, 0) and second.confusion.shape == (4, 4)
+    assert first.total.tolist() == [1, 2, 0, 0]
 
   def test_entries_of_no_head_go(self):
     (tally,) = progress.widen(self.done(4), ((0,), (1,)), 2).tallies

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests import program, several
-from tests.test_faults import dies, place, same, saves
+from tests.test_faults import dies, place, same
 
 __all__ = ["place"]  # A fixture, of this module too.
 pytestmark = pytest.mark.slow
@@ -105,7 +105,7 @@ time.time_ns = lambda: int(1e9 * time.time())
   done = place.run(folder, "--resume", script=back + RUNS)
   assert done.status == 0 and "damaged" not in done.out, done
   same(place, folder)
-  newest = folder / "checkpoints" / str(saves(folder)[-1])
+  newest = folder / "checkpoints" / str(program.saves(folder)[-1])
   stamp = json.loads((newest / "_CHECKPOINT_METADATA").read_text())
   assert stamp["commit_timestamp_nsecs"] < 1e9 * (time.time() - 2 * 3600)
 
@@ -124,7 +124,7 @@ def test_two_runs_on_one_work_directory(place, tmp_path):
   # Long enough to be at work until it is killed.
   longer = "--config.train.epochs=300"
   first = place.start(folder, longer)
-  assert several.wait_for(lambda: saves(folder), [first])
+  assert several.wait_for(lambda: program.saves(folder), [first])
   second = place.run(folder, longer, "--resume")
   assert second.status == 2 and second.out == ""
   one_line(second.err, f"--workdir={folder} is in use", "name another folder")
@@ -133,8 +133,8 @@ def test_two_runs_on_one_work_directory(place, tmp_path):
   program.finish(first)
   # Nothing is left of the first one that would keep others out.
   third = place.start(folder, longer, "--resume")
-  before = saves(folder)[-1]
-  assert several.wait_for(lambda: saves(folder)[-1] > before, [third])
+  before = program.saves(folder)[-1]
+  assert several.wait_for(lambda: program.saves(folder)[-1] > before, [third])
   third.terminate()
   assert program.finish(third).status == 0
 
@@ -157,7 +157,7 @@ def test_killed_in_a_test_and_before_a_save(target, call, place, tmp_path):
 
 def test_killed_while_it_restores(place, tmp_path):
   folder = place.copy(tmp_path / "run")
-  shutil.rmtree(folder / "checkpoints" / str(saves(folder)[-1]))
+  shutil.rmtree(folder / "checkpoints" / str(program.saves(folder)[-1]))
   done = place.run(
     folder, "--resume", script=dies("checkpoint.Checkpoints._read", 0)
   )
@@ -168,7 +168,7 @@ def test_killed_while_it_restores(place, tmp_path):
 
 def test_saves_that_have_changed_places(place, tmp_path):
   folder = place.copy(tmp_path / "run")
-  *_, third, second, first = saves(folder)
+  *_, third, second, first = program.saves(folder)
   checkpoints = folder / "checkpoints"
   (checkpoints / str(first)).rename(checkpoints / "other")
   (checkpoints / str(second)).rename(checkpoints / str(first))
@@ -185,7 +185,7 @@ def test_saves_that_have_changed_places(place, tmp_path):
 
 def test_a_file_that_is_of_another_save(place, tmp_path):
   folder = place.copy(tmp_path / "run")
-  second, first = saves(folder)[-2:]
+  second, first = program.saves(folder)[-2:]
   files = [
     folder / "checkpoints" / str(step) / "progress" / "metadata"
     for step in (first, second)

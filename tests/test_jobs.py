@@ -10,7 +10,7 @@ import time
 import pytest
 import yaml
 
-from tests import program, test_faults
+from tests import program
 
 SCRIPT = program.ROOT / "docs" / "jobs" / "head.sh"
 JOB = yaml.safe_load((SCRIPT.parent / "heads.yaml").read_text())
@@ -43,7 +43,7 @@ def test_a_job_trains_its_head_and_goes_on_when_it_is_started_again(tmp_path):
   # Long enough that it is still at work when it is told to stop.
   flags.append("--config.train.epochs=30")
   job = start(tmp_path, "3", *flags)
-  while not test_faults.saves(folder) and job.poll() is None:
+  while not program.saves(folder) and job.poll() is None:
     time.sleep(0.05)
   job.terminate()
   out, err = job.communicate(timeout=120)

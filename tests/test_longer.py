@@ -10,9 +10,13 @@ import pytest
 from experiments import build, cli, longer
 from mhil import config as config_lib
 from mhil import data, partitions, sources, streams
-from tests import program, test_assemble, test_faults, tiny
+from tests import chaos, program, several, test_assemble, test_faults, tiny
 
 KNOWN, CLASSES = 10, 12
+EXPORT = """
+import runpy
+runpy.run_module("experiments.export", run_name="__main__", alter_sys=True)
+"""
 # What the digits' seed makes of ten classes, and two behind them.
 ORDER = (2, 8, 4, 9, 1, 6, 7, 3, 0, 5, 10, 11)
 GROWN = f"--config.stream.order={ORDER}", "--config.stream.sizes=(2,2,2,2,2,2)"
@@ -77,8 +81,12 @@ def planned(place):
 def same(place, name, wanted="planned"):
   ours, wanted = place.folder / name, place.folder / wanted
   assert program.numbers(ours) == program.numbers(wanted)
-  for file in "accuracy_matrix.csv", "curves.png", "config.json", "stream.json":
+  for file in "accuracy_matrix.csv", "curves.png", "config.json":
     assert (ours / file).read_bytes() == (wanted / file).read_bytes(), file
+  told = [json.loads((x / "stream.json").read_text()) for x in (ours, wanted)]
+  for stream in told:
+    stream.pop("before", None)  # What the shorter run was, until the next time.
+  assert told[0] == told[1]
 
 
 def test_it_ends_as_if_it_had_been_planned(planned):
@@ -143,6 +151,27 @@ def test_heads_alone_go_on_too_and_new_ones_join(planned, tmp_path):
 
 
 @pytest.mark.slow
+def test_processes_grow_together_from_a_save_before_a_damaged_one(planned):
+  folder = planned.copy("together")
+  *_, sound, newest = program.saves(folder)
+  chaos.truncate(
+    folder / "checkpoints" / str(newest) / "state" / "manifest.ocdbt"
+  )
+  flags = program.tiny_flags(planned.new)
+  flags += [f"--workdir={folder}", "--resume", *GROWN, "--config.mesh.head=6"]
+  first, second = several.run(2, flags, planned.cache)
+  assert (first.status, second.status) == (0, 0), (first, second)
+  assert (first.err, second.err, second.out) == ("", "", "")
+  assert f"checkpoint {newest} is damaged (" in first.out
+  assert f"going back to checkpoint {sound}" in first.out
+  ours = program.numbers(folder)
+  wanted = program.numbers(planned.folder / "planned")
+  for name in test_assemble.OF_MESH:
+    del ours[name], wanted[name]
+  assert ours == wanted
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("policy", "alike"), [("reservoir", True), ("per_class", False)]
 )
@@ -160,11 +189,11 @@ def test_other_memories(policy, alike, place):
   assert (hashes[0] == hashes[1]) == alike
 
 
-def refused(place, name, *more, say, **how):
+def refused(place, name, *more, say, grown=GROWN):
   """One line, and the folder is as it was."""
   folder = place.folder / name
   before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-  done = place.longer(name, *more, **how)
+  done = place.run(name, "--resume", *grown, *more, new=True)
   assert (done.status, done.out) == (2, ""), done
   assert done.err.count("\n") == 1 and say in done.err, done.err
   assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -196,13 +225,7 @@ def test_what_is_refused(case, place):
   flags, say = REFUSED[case]
   given = {flag.partition("=")[0] for flag in flags}
   kept = [flag for flag in GROWN if flag.partition("=")[0] not in given]
-  folder = place.folder / "short"
-  before = (folder / "stream.json").read_bytes()
-  more = ["--resume", *kept, *flags]
-  done = place.run("short", *more, new=True)
-  assert (done.status, done.out) == (2, ""), done
-  assert done.err.count("\n") == 1 and say in done.err, done.err
-  assert (folder / "stream.json").read_bytes() == before
+  refused(place, "short", *flags, say=say, grown=kept)
 
 
 def test_data_that_do_not_begin_with_the_old(place):
@@ -238,6 +261,14 @@ def test_data_whose_pixels_become_other_inputs(place):
   flag = f"--config.data.name={where}"
   refused(place, "short", flag, say='"mean": [0.5], "std": [0.2], "pad": 0')
   refused(place, "short", flag, say=f"data.name={where} has mean=(0.52")
+  # Of colour, two numbers stand for no one.
+  folder = place.copy("of colour")
+  told = json.loads((folder / "stream.json").read_text()) | {"mean": [0.5, 0.5]}
+  (folder / "stream.json").write_text(json.dumps(told))
+  refused(place, "of colour", say="learnt with (0.5, 0.5)")
+
+
+BAD = {"mean": None, "data_sha256": 5, "std": "a", "tasks": [], "scale": {}}
 
 
 def test_a_folder_that_is_damaged_or_a_stream_that_shrinks(place):
@@ -245,6 +276,12 @@ def test_a_folder_that_is_damaged_or_a_stream_that_shrinks(place):
   text = (folder / "stream.json").read_text()
   (folder / "stream.json").write_text(text[:20])
   refused(place, "harmed", say="stream.json is damaged; restore it")
+  for name, value in BAD.items():
+    told = {k: v for k, v in json.loads(text).items() if k != name}
+    (folder / "stream.json").write_text(
+      json.dumps(told if value is None else told | {name: value})
+    )
+    refused(place, "harmed", say="stream.json is damaged; restore it")
   many = json.loads(text)
   many["tasks"] += [[10, 11], [12, 13]]
   (folder / "stream.json").write_text(json.dumps(many))
@@ -277,16 +314,64 @@ def test_streamed_sets_are_cut_without_decoding():
   assert longer.beginning(whole, 1) is None
 
 
-def test_by_sample_there_is_no_row_for_a_new_one():
+KEPT = [
+  ("states", "penalty", True),
+  ("states", "lagrangian", True),
+  ("multipliers", "penalty", False),
+  ("multipliers", "lagrangian", True),
+]
+
+
+@pytest.mark.parametrize(("name", "method", "kept"), KEPT)
+def test_by_sample_there_is_no_row_for_a_new_one(name, method, kept):
   dataset = tiny.dataset(4)
   stream = streams.class_incremental(4, increment=2, order_seed=None)
   given = None, stream, dataset, None, None, None, None, partitions.NONE
   parts = build.Parts(*given)
   began = {"tasks": stream.tasks[:1], **longer.pixels(dataset)}
-  began["data_sha256"] = data.fingerprint(longer.beginning(dataset, 2))
+  began["data_sha256"] = longer.begins(dataset, 2)
   config = config_lib.Config()
-  config.layer_parallel.multipliers = "sample"
-  longer.check(None, began, config, parts)
+  setattr(config.layer_parallel, name, "sample")
+  config.layer_parallel.method = method
+
+  def check():
+    longer.check(
+      None, began, config, parts, lambda n: longer.begins(dataset, n)
+    )
+
+  check()
   config.objective.name = "layer_parallel"
-  with pytest.raises(cli.UserError, match=r"multipliers=sample keeps a row"):
-    longer.check(None, began, config, parts)
+  if kept:
+    with pytest.raises(cli.UserError, match=rf"{name}=sample keeps a row"):
+      check()
+  else:
+    check()
+
+
+@pytest.mark.slow
+def test_until_something_is_learnt_the_shorter_run_is_there_too(
+  planned, tmp_path
+):
+  folder = planned.copy("undecided")
+  script = test_faults.dies("train.StopSignal.__call__", 2)
+  done = planned.longer("undecided", "--config.mesh.head=3", script=script)
+  assert done.status == -signal.SIGKILL, done
+  flags = [f"--run={folder}", f"--out={tmp_path / 'net'}"]
+  done = program.forked(flags, tmp_path, EXPORT)
+  assert done.status == 2 and "is not finished" in done.err, done
+  # Other new classes, the shorter run, and in the end the first longer one.
+  many = tiny.dataset(CLASSES)
+  images = many.train_images.copy()
+  images[-3:] //= 2
+  where = save(planned.folder / "mended", many._replace(train_images=images))
+  flags = f"--config.data.name={where}", "--config.mesh.head=3"
+  done = planned.longer("undecided", *flags, script=script)
+  assert done.status == -signal.SIGKILL, done
+  done = planned.run("undecided", "--resume", "--config.mesh.head=5")
+  assert (done.status, done.err) == (0, ""), done
+  same(planned, "undecided", "short")
+  assert planned.longer("undecided", "--config.mesh.head=3").status == 0
+  same(planned, "undecided")
+  # Now it has learnt, and a stream only grows.
+  done = planned.run("undecided", "--resume", "--config.mesh.head=5")
+  assert done.status == 2 and "a stream only grows" in done.err, done

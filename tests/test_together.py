@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mhil import processes
-from tests import program, several, test_faults
+from tests import program, several
 
 # Ten heads of one class each, so that eight devices have one at least.
 SMALL = ["--config.stream.increment=1"]
@@ -43,7 +43,7 @@ class Place:
     flags = self.to(folder, 8, "--config.train.log_every=1")
     started = several.start(4, flags, self.cache)
     try:
-      assert several.wait_for(lambda: len(saves(folder)) >= 2, started)
+      assert several.wait_for(lambda: len(program.saves(folder)) >= 2, started)
       started[victim].kill()
       killed = time.monotonic()
       done = several.finish(started)
@@ -51,10 +51,6 @@ class Place:
     finally:
       for process in started:
         process.kill()
-
-
-def saves(folder):
-  return test_faults.saves(folder)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +154,7 @@ def test_one_of_four_is_killed_and_any_number_goes_on(place, tmp_path):
     one_line(other, "process 2 with heads 4, 5 is gone")
   # A beat is missed for so long, and then told.
   assert seconds < processes.PATIENCE + 15
-  assert len(saves(folder)) >= 2
+  assert len(program.saves(folder)) >= 2
   for count, head in (1, 2), (2, 4), (4, 8):
     again = tmp_path / f"by {count}"
     shutil.copytree(folder, again)
@@ -185,7 +181,7 @@ def test_a_line_that_is_cut_is_noticed_at_both_ends(place, tmp_path):
   folder, told = tmp_path / "run", tmp_path / "told"
   flags = place.to(folder, 4, "--config.train.epochs=200")
   process = several.apart(2, flags, place.cache, told)
-  several.wait_for(lambda: len(saves(folder)) >= 2, [process])
+  several.wait_for(lambda: len(program.saves(folder)) >= 2, [process])
   (told / "cut").touch()
   cut = time.monotonic()
   first, second = several.gathered(process, 2, told)
@@ -228,12 +224,12 @@ def test_the_launcher_stops_all_at_one_step_and_goes_on(place, tmp_path):
     )
 
   process = launched(2)
-  assert several.wait_for(lambda: saves(folder), [process])
+  assert several.wait_for(lambda: program.saves(folder), [process])
   process.send_signal(signal.SIGINT)
   done = several.told(program.finish(process))
   assert done.status == 0, done
   step = int(re.search(r"saved at step (\d+)", done.out)[1])
-  assert saves(folder)[-1] == step
+  assert program.saves(folder)[-1] == step
   (again,) = re.findall("resume with: (.*)", done.out)
   assert "coordinator" not in again and "--resume" in again
   done = several.told(program.finish(launched(4, "--resume")))
