@@ -4,7 +4,9 @@ import functools
 import gc
 import os
 import pathlib
+import shutil
 import sys
+import tempfile
 
 import pytest
 
@@ -12,7 +14,14 @@ os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
-import jaxtyping
+# Many tests compile the same program. A folder for each process of the tests,
+# since JAX does not write its entries at once, and none for what is killed: see
+# `program.environment`.
+COMPILED = tempfile.mkdtemp(prefix="mhil-compiled-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+import jaxtyping  # noqa: E402
 
 jaxtyping.install_import_hook("mhil", "beartype.beartype")
 
@@ -36,3 +45,7 @@ def programs_are_given_back():
 
   jax.clear_caches()
   gc.collect()
+
+
+def pytest_unconfigure():
+  shutil.rmtree(COMPILED, ignore_errors=True)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from tests import tiny
@@ -58,8 +59,9 @@ def tiny_flags(data):
 
 
 def environment(cache):
-  """The user's, without the many devices that the tests ask for."""
-  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  """The user's, without the many devices and the cache that the tests have."""
+  ours = "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"
+  env = {k: v for k, v in os.environ.items() if k not in ours}
   return env | {"XDG_CACHE_HOME": str(cache), "COLUMNS": "80"}
 
 
@@ -128,6 +130,8 @@ def _child(flags, out, err, env, script):
   os.chdir(ROOT)
   os.environ.clear()
   os.environ.update(env)
+  # Read when JAX was imported, from the environment of the tests.
+  jax.config.update("jax_compilation_cache_dir", None)
   sys.argv = ["train", *flags]
   if script is not None:
     exec(script, {})
