@@ -236,6 +236,35 @@ class TestStreamed:
     images = held.train_set.images.nbytes + held.test_set.images.nbytes
     assert images == 4 * (120 + 42)
 
+  def test_of_several_processes_each_reads_its_own_rows(self, monkeypatch):
+    """As of two: half of each batch, and never the rest."""
+    run, _ = self.runs("plain")
+    images, size = run.dataset.train_images, run.recipe.batch
+    feed = phases.open_phase(run, run.phases[0])
+    given = {}
+
+    def put(part, size, where):
+      assert size == run.recipe.batch
+      return part
+
+    monkeypatch.setattr(inputs.across, "put_rows", put)
+    for part in slice(0, size // 2), slice(size // 2, size), slice(0, size):
+      read = []
+
+      class Source:
+        def __getitem__(self, rows, read=read):
+          read.append(len(rows))
+          return images[rows]
+
+      monkeypatch.setattr(inputs.across, "rows_here", lambda *_, p=part: p)
+      here = run._replace(dataset=run.dataset._replace(train_images=Source()))
+      steps = inputs.steps(here, feed, 0)
+      found = [samples.images for _, samples in steps]
+      given[part.start, part.stop] = np.stack(found)
+      assert set(read) == {part.stop - part.start}
+    halves = given[0, size // 2], given[size // 2, size]
+    np.testing.assert_array_equal(np.concatenate(halves, 1), given[0, size])
+
   @pytest.mark.parametrize("name", RECIPES)
   @pytest.mark.parametrize("after", [2, 10, 16])
   def test_resume_inside_a_pass(self, tmp_path, name, after):
