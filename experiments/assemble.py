@@ -231,7 +231,10 @@ def whole(parts: Sequence[Part]) -> config_lib.Config:
 def restore(run: run_lib.Run, part: Part) -> tuple[Any, progress.Progress]:
   """A part's last state, its heads in one row after the other."""
   folder = part.folder / "checkpoints"
-  with checkpoint.Checkpoints(folder, writes=False) as checkpoints:
+  with (
+    cli.checking(),
+    checkpoint.Checkpoints(folder, writes=False) as checkpoints,
+  ):
     saved = checkpoints.restore(run_lib.shapes(run_lib.start(run)))
   if saved is None:
     raise cli.UserError(f"--parts={part.folder} has no sound checkpoint")

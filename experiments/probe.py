@@ -147,7 +147,10 @@ def restored(parts: build.Parts, folder: pathlib.Path) -> tuple[Any, Any]:
     jax.eval_shape(fresh, key),
   )
   like = programs.State(step, bank, parts.transform.init())
-  with checkpoint.Checkpoints(folder / "checkpoints") as saves:
+  with (
+    cli.checking(),
+    checkpoint.Checkpoints(folder / "checkpoints") as saves,
+  ):
     saved = saves.restore(like)
   if saved is None:
     raise cli.UserError(f"--runs={folder} has no checkpoint; name another run")

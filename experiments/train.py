@@ -143,6 +143,7 @@ def _train(
   together: processes.Together,
 ) -> dict[str, Any] | None:
   with (
+    cli.checking(),
     checkpoint.Checkpoints(
       folder / "checkpoints",
       every=config.checkpoint.every,
@@ -150,7 +151,6 @@ def _train(
     ) as checkpoints,
     workdir.Events(folder, together.first) as events,
     StopSignal() if together.count == 1 else joining.Preempted() as stop,
-    cli.checking(),
   ):
     # 2. Train and test, task after task.
     run = prepare.build(*parts[:6], config.seed, *parts[6:], config.heads)

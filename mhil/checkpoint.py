@@ -2,15 +2,14 @@
 
 A save is a folder that appears whole or not at all, with the hash of each of
 its files inside; several processes write one together. A restore checks them,
-says what is damaged and goes back to the newest sound save. An array that was
-saved in another shape comes back in that shape, for whoever knows what the
-shape means.
+says what is damaged or of another run and goes back to the newest sound save.
+An array that was saved in another shape comes back in that shape, for whoever
+knows what the shape means.
 """
 
 import contextlib
 import errno
 import hashlib
-import json
 import math
 import os
 import pathlib
@@ -24,9 +23,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-MANIFEST = "manifest.json"
-# Orbax writes the time of the commit into it after the hashes are taken.
-STAMP = "_CHECKPOINT_METADATA"
+from mhil import manifest
+
 # Bytes that a save takes beside its arrays, at most.
 ROOM = 1 << 20
 
@@ -40,6 +38,10 @@ class Checkpoints:
     keep: how many of the newest saves stay.
     writes: False leaves the folder as it is, whatever is in it.
     say: told, in one line, what was damaged.
+
+  Raises:
+    ValueError: if `folder` is a file, or if it may not be written and holds
+      what Orbax cannot read.
   """
 
   def __init__(
@@ -55,6 +57,7 @@ class Checkpoints:
     self._folder = pathlib.Path(folder).absolute()
     self._say, self._writes = say, writes
     self._writing: int | None = None
+    self._check_folder()
     self._manager = ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
@@ -98,8 +101,11 @@ class Checkpoints:
 
     Arrays that have another shape there come back as numpy arrays.
 
-    Damaged saves are named and set aside, so that their steps can be saved
-    again.
+    Damaged saves, and those of another run, are named and set aside, so that
+    their steps can be saved again.
+
+    Raises:
+      ValueError: if all are of another run; none is set aside.
     """
     self._wait()
     step = -1
@@ -147,15 +153,39 @@ class Checkpoints:
     )["state"]
     return state, restored["progress"]["progress"]
 
+  def _check_folder(self) -> None:
+    """Sets aside what Orbax, which reads every stamp, would stumble over."""
+    if self._folder.exists() and not self._folder.is_dir():
+      raise ValueError(
+        f"{self._folder} is a file, and saves need a folder; move it away"
+      )
+    for step in manifest.unreadable(self._folder):
+      if not self._writes:
+        raise ValueError(
+          f"{self._folder / str(step) / manifest.STAMP} is damaged; remove it, "
+          "nothing that it holds is needed"
+        )
+      if jax.process_index() == 0:
+        self._set_aside(step)
+        self._say(
+          f"checkpoint {step} is damaged ({manifest.STAMP} was changed); it is "
+          "set aside"
+        )
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices("checkpoints")
+
   def _newest_sound(self) -> int:
     """The step to go back to, or -1; damaged saves are set aside."""
+    run = manifest.run_of(self._folder)
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step, before in zip(steps, [*steps[1:], None]):
       try:
-        self._verify(step)
-      except (OSError, ValueError, LookupError, TypeError) as error:
+        save = self._folder / str(step)
+        manifest.check(save, step, run, _hashes(save))
+      except (OSError, ValueError) as error:
         if self._writes:
           self._set_aside(step)
+          self._manager.reload()
         fix = "the start" if before is None else f"checkpoint {before}"
         self._say(
           f"checkpoint {step} is damaged ({error}); going back to {fix}"
@@ -199,28 +229,12 @@ class Checkpoints:
     aside = self._folder / f"{step}.damaged"
     shutil.rmtree(aside, ignore_errors=True)
     (self._folder / str(step)).rename(aside)
-    self._manager.reload()
 
   def _write_manifest(self) -> None:
     # Everything is written; the folder gets its final name right after this.
     (folder,) = self._folder.glob(f"{self._writing}.orbax-checkpoint-tmp*")
-    told = {"step": self._writing, "sha256": _hashes(folder)}
-    text = json.dumps(told, indent=1)
-    (folder / MANIFEST).write_text(text)
-
-  def _verify(self, step: int) -> None:
-    folder = self._folder / str(step)
-    if not (folder / MANIFEST).is_file():
-      raise ValueError(f"{MANIFEST} was removed")
-    told = json.loads((folder / MANIFEST).read_text())
-    if (of := told.get("step", step)) != step:
-      raise ValueError(f"it is that of step {of}")
-    found = _hashes(folder)
-    for name, digest in told["sha256"].items():
-      if found.get(name) != digest:
-        raise ValueError(
-          f"{name} was {'changed' if name in found else 'removed'}"
-        )
+    assert self._writing is not None
+    manifest.write(folder, self._writing, _hashes(folder))
 
 
 @contextlib.contextmanager
@@ -238,7 +252,7 @@ def _hashes(folder: pathlib.Path) -> dict[str, str]:
   return {
     str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
     for path in sorted(folder.rglob("*"))
-    if path.is_file() and path.name not in (MANIFEST, STAMP)
+    if path.is_file() and path.name not in (manifest.MANIFEST, manifest.STAMP)
   }
 
 

@@ -1,6 +1,7 @@
 """Saves that are whole, checked, and move between meshes."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mhil import bank, checkpoint, sharding
+from mhil import bank, checkpoint, manifest, sharding
 
 P = jax.P
 
@@ -70,7 +71,7 @@ def test_a_save_comes_back_as_it_was(place, told):
 
 def test_the_newest_few_stay(place, tmp_path):
   saved(place, 1, 2, 3, 4, 5, keep=2)
-  assert sorted(p.name for p in tmp_path.iterdir()) == ["4", "5"]
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["4", "5", "ID"]
   with place() as checkpoints:
     assert checkpoints.restore(state())[1] == {"step": 5}
 
@@ -103,9 +104,9 @@ def test_the_manifest_covers_every_file(place, tmp_path):
   saved(place, 1)
   folder = tmp_path / "1"
   files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-  covered = json.loads((folder / checkpoint.MANIFEST).read_text())["sha256"]
+  covered = json.loads((folder / manifest.MANIFEST).read_text())["sha256"]
   # Neither holds anything that a restore reads.
-  after = {checkpoint.STAMP, "commit_success.txt", checkpoint.MANIFEST}
+  after = {manifest.STAMP, "commit_success.txt", manifest.MANIFEST}
   assert files - covered.keys() <= after
   assert len(covered) > 5
 
@@ -130,10 +131,10 @@ def test_damage_anywhere_goes_back_to_the_save_before(
   folder = tmp_path / "2"
   kept = tmp_path.parent / f"{tmp_path.name}-kept"
   shutil.copytree(folder, kept)
-  covered = json.loads((folder / checkpoint.MANIFEST).read_text())["sha256"]
+  covered = json.loads((folder / manifest.MANIFEST).read_text())["sha256"]
   # The arrays, the numbers, what describes them, and the manifest itself.
   names = [n for n in covered if "/d/" in n][:1]
-  names += ["progress/metadata", "state/_METADATA", checkpoint.MANIFEST]
+  names += ["progress/metadata", "state/_METADATA", manifest.MANIFEST]
   for name in names:
     damage(folder / name, how)
     with place() as checkpoints:
@@ -177,7 +178,7 @@ def test_half_a_save_is_not_seen_and_cleaned_away(place, told, tmp_path):
   saved(place, 1)
   half = tmp_path / "2.orbax-checkpoint-tmp"
   shutil.copytree(tmp_path / "1", half)
-  (half / checkpoint.MANIFEST).unlink()
+  (half / manifest.MANIFEST).unlink()
   with place() as checkpoints:
     assert checkpoints.newest() == 1
     assert checkpoints.restore(state())[1] == {"step": 1}
@@ -238,3 +239,163 @@ def test_a_bad_number_is_never_saved(bad, place):
       with pytest.raises(FloatingPointError, match=told.format(step, "step 5")):
         checkpoints.save(step, broken, {})
     assert checkpoints.newest() == 5
+
+
+@pytest.fixture
+def another(tmp_path_factory):
+  """Saves of steps 1 and 2 of another run, in a folder of their own."""
+  folder = tmp_path_factory.mktemp("another")
+  with checkpoint.Checkpoints(folder) as checkpoints:
+    for step in 1, 2:
+      checkpoints.save(step, state(), {"step": "another"})
+  return folder
+
+
+def put(folder, other, step):
+  """Puts a save into another folder, in place of the one that is there."""
+  shutil.rmtree(folder / f"{step}")
+  shutil.copytree(other / f"{step}", folder / f"{step}")
+
+
+def test_a_save_of_another_run_is_set_aside(place, told, tmp_path, another):
+  saved(place, 1, 2)
+  put(tmp_path, another, 2)
+  with place() as checkpoints:
+    assert checkpoints.restore(state())[1] == {"step": 1}
+  assert told == [
+    "checkpoint 2 is damaged (it is of another run); going back to checkpoint 1"
+  ]
+  assert (tmp_path / "2.damaged").is_dir()
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_saves_of_another_run_alone_are_refused(
+  writes, place, told, tmp_path, another
+):
+  saved(place, 1, 2)
+  for step in 1, 2:
+    put(tmp_path, another, step)
+  refused = r"holds saves of another run and none of its own; .*remove .*ID to"
+  with place(writes=writes) as checkpoints:
+    with pytest.raises(ValueError, match=refused) as caught:
+      checkpoints.restore(state())
+    assert "\n" not in str(caught.value)
+    # They are as they were, and taken by whoever wants to.
+    (tmp_path / manifest.MARK).unlink()
+    assert checkpoints.restore(state())[1] == {"step": "another"}
+  assert told == []
+
+
+def test_a_folder_may_be_copied_and_its_run_go_on(place, told, tmp_path):
+  saved(place, 1)
+  copy = tmp_path / "copy"
+  shutil.copytree(tmp_path, copy)
+  with checkpoint.Checkpoints(copy, say=told.append) as checkpoints:
+    assert checkpoints.restore(state())[1] == {"step": 1}
+    checkpoints.save(2, state(), {"step": 2})
+  with checkpoint.Checkpoints(copy, writes=False) as checkpoints:
+    assert checkpoints.restore(state())[1] == {"step": 2}
+  marks = [(f / manifest.MARK).read_text() for f in (tmp_path, copy)]
+  assert marks[0] == marks[1] and told == []
+
+
+@pytest.mark.parametrize("left", [None, ""])
+def test_a_mark_that_is_lost_is_that_of_the_oldest_save(
+  left, place, told, tmp_path
+):
+  saved(place, 1, 2)
+  path = tmp_path / manifest.MARK
+  mark = path.read_text()
+  path.unlink() if left is None else path.write_text(left)
+  with place() as checkpoints:
+    assert checkpoints.restore(state())[1] == {"step": 2}
+    checkpoints.save(3, state(), {"step": 3})
+    assert checkpoints.restore(state())[1] == {"step": 3}
+  assert path.read_text() == mark and told == []
+
+
+def test_killed_between_the_mark_and_the_first_save(place, told, tmp_path):
+  path = tmp_path / manifest.MARK
+  path.write_text("0123\n")
+  saved(place, 1)
+  with place() as checkpoints:
+    assert checkpoints.restore(state())[1] == {"step": 1}
+  assert path.read_text() == "0123\n" and told == []
+  told = json.loads((tmp_path / "1" / manifest.MANIFEST).read_text())
+  assert told["run"] == "0123"
+
+
+def test_saves_that_are_older_than_marks_are_taken(place, told, tmp_path):
+  saved(place, 1, 2)
+  (tmp_path / manifest.MARK).unlink()
+  for step in "1", "2":
+    path = tmp_path / step / manifest.MANIFEST
+    old = json.loads(path.read_text())
+    del old["run"]
+    path.write_text(json.dumps(old))
+  with place() as checkpoints:
+    assert checkpoints.restore(state())[1] == {"step": 2}
+    checkpoints.save(3, state(), {"step": 3})
+  damage(tmp_path / "3" / "progress" / "metadata", "flipped")
+  with place() as checkpoints:
+    assert checkpoints.restore(state())[1] == {"step": 2}
+  assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+  "text, why",
+  [
+    ('{"step": 2, "sha256": {}}', "manifest.json lists no files"),
+    ('{"step": 2, "sha256": []}', "manifest.json lists no files"),
+    ('{"step": 2}', "manifest.json lists no files"),
+    ("[]", "manifest.json was changed"),
+    ("null", "manifest.json was changed"),
+    ("[" * 100_000, "manifest.json was changed"),
+    ('{"step": []}', r"it is that of step \[\]"),
+  ],
+)
+def test_a_manifest_that_is_none(text, why, place, told, tmp_path):
+  saved(place, 1, 2)
+  (tmp_path / "2" / manifest.MANIFEST).write_text(text)
+  with place() as checkpoints:
+    assert checkpoints.restore(state())[1] == {"step": 1}
+  (line,) = told
+  assert re.match(rf"checkpoint 2 is damaged \({why}\); going", line), line
+
+
+def test_a_manifest_names_every_file_of_a_save(place, told, tmp_path):
+  saved(place, 1, 2)
+  path = tmp_path / "2" / manifest.MANIFEST
+  known = json.loads(path.read_text())
+  del known["sha256"]["progress/metadata"]
+  path.write_text(json.dumps(known))
+  with place() as checkpoints:
+    assert checkpoints.restore(state())[1] == {"step": 1}
+  assert "(progress/metadata is not in manifest.json); going" in told[0]
+
+
+@pytest.mark.parametrize("text", ["[]", "", '{"item_handlers', "\xff", "{" * 9])
+def test_a_stamp_that_orbax_would_stumble_over(
+  text, place, told, tmp_path, caplog
+):
+  saved(place, 1, 2)
+  path = tmp_path / "2" / manifest.STAMP
+  path.write_bytes(text.encode("latin1"))
+  refused = rf"2/{manifest.STAMP} is damaged; remove it, nothing"
+  with pytest.raises(ValueError, match=refused):
+    place(writes=False)
+  with place() as checkpoints:
+    assert checkpoints.restore(state())[1] == {"step": 1}
+  assert told == [
+    f"checkpoint 2 is damaged ({manifest.STAMP} was changed); it is set aside"
+  ]
+  assert (tmp_path / "2.damaged").is_dir()
+  assert not [r for r in caplog.records if r.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_file_where_the_folder_should_be(writes, tmp_path):
+  path = tmp_path / "file"
+  path.touch()
+  with pytest.raises(ValueError, match=f"^{path} is a file, .*move it away$"):
+    checkpoint.Checkpoints(path, writes=writes)
