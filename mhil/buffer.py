@@ -110,8 +110,22 @@ def layout(policy: str, size: int, classes: int, workers: int) -> Layout:
     slots, starts, table = _shrinking(size, classes, workers)
     return Layout(policy, size, classes, workers, slots, starts, table)
   held = portions(size, np.arange(groups), groups, workers)
-  slots = int(held.sum(1).max())
+  slots = slots_for(policy, size, classes, workers)
   return Layout(policy, size, classes, workers, slots, _starts(held), None)
+
+
+def slots_for(policy: str, size: int, classes: int, workers: int) -> int:
+  """Slots of each worker, `m`: the most that its portions ever add up to.
+
+  They never grow with workers, nor shrink with `size`.
+
+  Args:
+    policy, size, classes, workers: as `layout` has them.
+  """
+  groups = 1 if policy == "reservoir" else classes
+  seen = range(1, groups + 1) if policy == "balanced" else (groups,)
+  held = (portions(size, np.arange(n), n, workers) for n in seen)
+  return max(int(each.sum(1).max()) for each in held)
 
 
 def portions(size: int, rank: Any, seen: Any, workers: int) -> Any:

@@ -1,5 +1,6 @@
 """Whether a rehearsal buffer's numbers fit, and its rows the memory."""
 
+import bisect
 import pathlib
 import sys
 from typing import Any
@@ -7,15 +8,17 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from mhil.buffer import Layout
+from mhil import buffer
 
 SCOPES = ("global", "local")
 SELECTIONS = ("stream", "herding")
 PLACES = ("device", "host")
+# So many along `data` are not proposed to anybody.
+DEVICES = 256
 
 
 def check(
-  layout: Layout,
+  layout: buffer.Layout,
   batch: int,
   draws: int,
   candidates: int,
@@ -64,7 +67,9 @@ def check(
     )
 
 
-def check_room(layout: Layout, row_bytes: int, room: int, where: str) -> None:
+def check_room(
+  layout: buffer.Layout, row_bytes: int, room: int, where: str
+) -> None:
   """Raises ValueError if the rows need more than `room` bytes.
 
   Args:
@@ -74,21 +79,36 @@ def check_room(layout: Layout, row_bytes: int, room: int, where: str) -> None:
     where: `device`, or `host`: all rows lie in the host's memory, as those of
       simulated devices do.
   """
-  w, groups = layout.workers, layout.groups
+  w = layout.workers
   asked = layout.slots * row_bytes * (w if where == "host" else 1)
   if asked <= room:
     return
-  fits = room // row_bytes * (1 if where == "host" else w)
-  fix = f"use memory.size={fits} or less" if fits >= groups else ""
-  if where == "device":
-    more = -(-w * asked // max(room, 1))
-    fix += f"{', or ' if fix else 'use '}mesh.data={more} or more"
-  fix = fix or "use smaller images, or memory.size=0 for none"
+  fixes = _fixes(layout, room // (asked // layout.slots), where)
+  fix = ", or ".join(fixes or ("smaller images", "memory.size=0 for none"))
   place = "the host" if where == "host" else f"each of {w} devices"
   raise ValueError(
     f"memory.size={layout.size} rows of {row_bytes:,} bytes ask for "
-    f"{asked:,} bytes on {place}, where {room:,} are available; {fix}"
+    f"{asked:,} bytes on {place}, where {room:,} are available; use {fix}"
   )
+
+
+def _fixes(layout: buffer.Layout, most: int, where: str) -> list[str]:
+  """What leaves at most so many slots a worker; rows do not deal evenly."""
+  policy, w, classes = layout.policy, layout.workers, layout.classes
+
+  def slots(size: int, workers: int) -> int:
+    return buffer.slots_for(policy, size, classes, workers)
+
+  sizes = range(layout.groups, layout.size)
+  smaller = bisect.bisect_right(sizes, most, key=lambda size: slots(size, w))
+  fixes = [f"memory.size={sizes[smaller - 1]} or less"] if smaller else []
+  workers = range(w + 1, DEVICES + 1) if where == "device" else range(0)
+  more = bisect.bisect_left(
+    workers, -most, key=lambda count: -slots(layout.size, count)
+  )
+  if more < len(workers):
+    fixes.append(f"mesh.data={workers[more]} or more")
+  return fixes
 
 
 def check_heads(

@@ -34,6 +34,7 @@ class TestLayout:
   @pytest.mark.parametrize("size, classes, w", SIZES)
   def test_slots_are_dealt_and_none_serves_two(self, policy, size, classes, w):
     layout = buffer.layout(policy, size, classes, w)
+    assert layout.slots == buffer.slots_for(policy, size, classes, w)
     for n in range(1, classes + 1):
       want = capacities(layout, n)
       rank = np.arange(layout.groups)

@@ -1,5 +1,8 @@
 """Draws: which rows, how likely, and what is moved for them."""
 
+import collections
+import itertools
+import re
 import types
 
 import jax
@@ -392,7 +395,7 @@ class TestCheck:
     "where, room, fix",
     [
       ("device", 10_000, "use memory.size=400 or less, or mesh.data=10 or"),
-      ("device", 0, "available; use mesh.data=100000 or more"),
+      ("device", 0, "available; use smaller images, or memory.size=0 for none"),
       ("host", 10_000, "use memory.size=100 or less$"),
       ("host", 0, "available; use smaller images, or memory.size=0 for none"),
     ],
@@ -410,6 +413,37 @@ class TestCheck:
     room_lib.check_room(
       layout, 100, {"device": 25_000, "host": 100_000}[where], where
     )
+
+  @pytest.mark.parametrize("where", ["device", "host"])
+  @pytest.mark.parametrize("policy", buffer.POLICIES)
+  def test_what_is_proposed_fits(self, policy, where):
+    """And is the most, or the fewest, that does."""
+    told = collections.Counter()
+
+    def fits(size, workers, room):
+      layout = buffer.layout(policy, size, classes, workers)
+      try:
+        room_lib.check_room(layout, 3, room, where)
+      except ValueError as error:
+        return dict(
+          re.findall(r"(memory\.size|mesh\.data)=(\d+) or", str(error))
+        )
+      return None
+
+    grid = itertools.product((1, 3, 7), (1, 2, 3, 4), (7, 31), range(0, 90, 4))
+    for classes, w, size, room in grid:
+      fixes = fits(size, w, room) or {}
+      if "memory.size" in fixes:
+        most = int(fixes["memory.size"])
+        assert fits(most, w, room) is None, (classes, w, size, room)
+        assert fits(most + 1, w, room) is not None
+      if "mesh.data" in fixes:
+        fewest = int(fixes["mesh.data"])
+        assert fits(size, fewest, room) is fits(size, fewest + 1, room) is None
+        assert fits(size, fewest - 1, room) is not None
+      told.update(fixes.keys())
+    assert told["memory.size"] > 20
+    assert (told["mesh.data"] > 20) == (where == "device")
 
   def test_fewer_workers_than_can_hold_the_rows(self, monkeypatch):
     """A save of four workers is refused on two, before it is read."""
