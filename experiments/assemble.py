@@ -22,7 +22,16 @@ import numpy as np
 from absl import flags
 
 from experiments import build, claims, cli, workdir
-from mhil import alone, checkpoint, data, facts, prepare, programs, progress
+from mhil import (
+  alone,
+  checkpoint,
+  data,
+  facts,
+  prepare,
+  programs,
+  progress,
+  sources,
+)
 from mhil import config as config_lib
 from mhil import run as run_lib
 from mhil.losses import MASKED
@@ -270,8 +279,8 @@ def table(run: run_lib.Run, parts: Sequence[Part], t: int) -> np.ndarray:
   for part in parts:
     path, wanted = part.folder / "scores" / f"{t}.npy", len(part.config.heads)
     try:
-      found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError):
+      found = sources.read_array(path)
+    except ValueError:
       raise cli.UserError(
         f"{path} is missing or damaged; train {part.folder} again"
       ) from None

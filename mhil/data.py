@@ -16,6 +16,8 @@ import numpy as np
 from mhil import sources
 
 SAMPLED = 2048
+# How many ids of many are told.
+FEW = 8
 
 
 class Dataset(NamedTuple):
@@ -115,10 +117,10 @@ def _split(
   stream: bool,
 ) -> tuple[Any, np.ndarray]:
   field = f"data.name={name!r}: {split}_images"
-  if images.ndim not in (2, 3, 4):
+  if images.ndim not in (2, 3, 4) or 0 in images.shape[1:]:
     raise ValueError(
       f"{field} has shape {list(images.shape)}; save [n, height, width, "
-      "channels], [n, height, width] or [n, d]"
+      "channels], [n, height, width] or [n, d], none of them 0"
     )
   labels = _checked_labels(name, split, labels)
   if len(images) != len(labels):
@@ -149,10 +151,11 @@ def _checked_labels(name: str, split: str, labels: np.ndarray) -> np.ndarray:
     )
   if not len(labels):
     raise ValueError(f"{field} is empty; save at least one image a class")
-  if labels.min() < 0 or labels.max() >= 2**31:
+  bad = (labels < 0) | (labels >= 2**31)
+  if bad.any():
     raise ValueError(
-      f"{field} holds {labels.min()} to {labels.max()}; number the classes "
-      "from 0"
+      f"{field} holds {labels.min()} to {labels.max()}, the first that is no "
+      f"class in row {bad.argmax()}; number the classes from 0"
     )
   return np.asarray(labels, np.int32)
 
@@ -187,8 +190,6 @@ def _dataset(
     )
   classes = _classes(name, train[1], test[1])
   scale = settings.get("scale", 255.0 if dtypes[0] == np.uint8 else 1.0)
-  if not scale > 0:
-    raise ValueError(f"data.name={name!r}: scale={scale} must be positive")
   mean, std = settings.get("mean"), settings.get("std")
   if mean is None or std is None:
     mean, std = _moments(train[0], scale)
@@ -213,16 +214,18 @@ def _classes(name: str, train: np.ndarray, test: np.ndarray) -> int:
   present = np.unique(train)
   classes = int(present[-1]) + 1
   if len(present) < classes:
-    missing = np.setdiff1d(np.arange(classes), present)
+    # A damaged label may be huge, and of so many ids a few are told.
+    ids = np.arange(min(classes, len(present) + FEW))
+    missing = _few(np.setdiff1d(ids, present), classes - len(present))
     raise ValueError(
-      f"data.name={name!r}: train_labels lack {_few(missing)} of the ids 0 to "
+      f"data.name={name!r}: train_labels lack {missing} of the ids 0 to "
       f"{classes - 1}; renumber the classes without holes"
     )
   extra = np.setdiff1d(test, present)
   if len(extra):
     raise ValueError(
-      f"data.name={name!r}: test_labels hold {_few(extra)}, which train_labels "
-      "lack; drop these test images or add training images"
+      f"data.name={name!r}: test_labels hold {_few(extra, len(extra))}, which "
+      "train_labels lack; drop these test images or add training images"
     )
   return classes
 
@@ -236,8 +239,6 @@ def _check_settings(dataset: Dataset) -> None:
       f"{head} mean={dataset.mean} and std={dataset.std} need one entry for "
       f"each of the {channels} channels"
     )
-  if not min(dataset.std) > 0:
-    raise ValueError(f"{head} std={dataset.std} must be positive")
   if not 0 <= dataset.pad < size:
     raise ValueError(
       f"{head} pad={dataset.pad} does not fit images of {size} pixels; use 0 "
@@ -294,6 +295,6 @@ def _unknown(name: str) -> str:
   return f"data.name={name!r} is unknown; {known}"
 
 
-def _few(ids: np.ndarray) -> str:
-  text = ", ".join(str(i) for i in ids[:8].tolist())
-  return text + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+def _few(ids: np.ndarray, count: int) -> str:
+  text = ", ".join(str(i) for i in ids[:FEW].tolist())
+  return text + (f" and {count - FEW} more" if count > FEW else "")

@@ -1,19 +1,26 @@
-"""Where the images of `mhil.data` come from, unchecked.
+"""Where the images of `mhil.data` come from, as they are stored.
 
 Every reader returns `(images, labels)` of the training and the test split,
 and what is known of normalisation and augmentation.
 """
 
 import difflib
-import json
 import pathlib
-from collections.abc import Callable
+import tokenize
+import warnings
 from typing import Any
 
 import numpy as np
 import tqdm
 
+from mhil import settings
+
 Part = tuple[Any, np.ndarray]
+# What numpy raises for the header of a file that is damaged.
+DAMAGE = (
+  *(ValueError, TypeError, EOFError, SyntaxError, OverflowError),
+  *(MemoryError, RecursionError, tokenize.TokenError),
+)
 
 # Mean and deviation of the training pixels, and the augmentation in use.
 KNOWN: dict[str, dict[str, Any]] = {
@@ -62,8 +69,8 @@ def digits() -> tuple[list[Part], dict[str, Any]]:
 
 def arrays(folder: str) -> tuple[list[Part], dict[str, Any]]:
   """Returns the mapped arrays of a folder, and its meta.json if it has one."""
-  path = pathlib.Path(folder).expanduser()
-  if not path.is_dir():
+  path = _expanded(f"data.name='arrays:{folder}'", folder)
+  if not _is_folder(path):
     raise ValueError(
       f"data.name='arrays:{folder}': there is no such folder; make it and save "
       "train_images.npy, train_labels.npy, test_images.npy, test_labels.npy"
@@ -73,7 +80,28 @@ def arrays(folder: str) -> tuple[list[Part], dict[str, Any]]:
     for split in ("train", "test")
   ]
   meta = path / "meta.json"
-  return parts, _meta(meta) if meta.exists() else {}
+  return parts, settings.read(meta) if meta.exists() else {}
+
+
+def read_array(path: pathlib.Path) -> np.ndarray:
+  """Returns the array of a file of numpy.save, mapped and not read.
+
+  Args:
+    path: of the file.
+
+  Raises:
+    ValueError: one line, for what cannot be read or is no array of numbers.
+  """
+  try:
+    with warnings.catch_warnings():
+      # A damaged header may look like one of Python 2.
+      warnings.simplefilter("ignore")
+      return np.lib.format.open_memmap(path, mode="r")
+  except (*DAMAGE, OSError) as error:
+    raise ValueError(
+      f"{path} is no plain array ({_line(error)}); save numbers with "
+      "numpy.save, objects are refused since reading them runs code"
+    ) from error
 
 
 def tfds(
@@ -82,7 +110,7 @@ def tfds(
   """Returns a prepared TFDS set; the images decode when they are indexed."""
   library = _tfds()
   if folder is not None:
-    folder = str(pathlib.Path(folder).expanduser())
+    folder = str(_expanded(f"data.folder={folder!r}", folder))
   builder = _builder(library, name, folder)
   keys = {"image": (image, 3), "label": (label, 0)}
   for argument, (key, rank) in keys.items():
@@ -165,35 +193,23 @@ class Column:
 def _array(folder: pathlib.Path, file: str) -> np.ndarray:
   if not (folder / file).is_file():
     raise ValueError(f"{folder} has no {file}; save it there with numpy.save")
+  return read_array(folder / file)
+
+
+def _expanded(told: str, folder: str) -> pathlib.Path:
   try:
-    return np.lib.format.open_memmap(folder / file, mode="r")
-  except (ValueError, EOFError) as error:
+    return pathlib.Path(folder).expanduser()
+  except RuntimeError:
     raise ValueError(
-      f"{folder / file} is no plain array ({_line(error)}); save numbers "
-      "with numpy.save, objects are refused since reading them runs code"
-    ) from error
+      f"{told}: nobody here has the home that it names; write the whole path"
+    ) from None
 
 
-def _meta(path: pathlib.Path) -> dict[str, Any]:
-  def pixels(value: Any) -> tuple[float, ...]:
-    return tuple(float(entry) for entry in value)
-
-  kinds: dict[str, Callable] = {"scale": float, "mean": pixels, "std": pixels}
-  kinds |= {"pad": int, "flip": bool}
+def _is_folder(path: pathlib.Path) -> bool:
   try:
-    meta = dict(json.loads(path.read_text()))
-    if ("mean" in meta) != ("std" in meta):
-      raise ValueError("mean and std go together")
-    return {field: kinds[field](value) for field, value in meta.items()}
-  except KeyError as error:
-    raise ValueError(
-      f"{path} holds {error}; it may hold {', '.join(kinds)}"
-    ) from error
-  except (TypeError, ValueError) as error:
-    raise ValueError(
-      f"{path} cannot be read ({_line(error)}); write for instance "
-      '{"scale": 255, "mean": [0.5], "std": [0.25], "pad": 4, "flip": true}'
-    ) from error
+    return path.is_dir()
+  except OSError:
+    return False  # A name may be longer than any can be.
 
 
 def _tfds() -> Any:

@@ -140,7 +140,8 @@ LAW = {
   "serving": ENGINE,
   "served": ENGINE,
   "sharding": {"across"},
-  "sources": set(),
+  "settings": set(),
+  "sources": {"settings"},
   "staged": ENGINE,
   "stages": {"across", "bank"},
   "stage_programs": ENGINE

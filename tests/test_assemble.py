@@ -219,6 +219,14 @@ class TestMistakes:
       np.save(file, np.array([print]), allow_pickle=True)
     self.check(place, r"0\.npy is missing or damaged", "a", "pickled", "c")
 
+  def test_scores_whose_header_is_damaged(self, place):
+    path = place.copy("b", "bad-header") / "scores" / "0.npy"
+    sound = path.read_bytes()
+    # Length of the header, and its first brace: tokens that never end.
+    for at, byte in (8, b"\0"), (10, b"["):
+      path.write_bytes(sound[:at] + byte + sound[at + 1 :])
+      self.check(place, r"0\.npy is missing or damaged", "a", "bad-header", "c")
+
   def test_scores_of_another_run(self, place):
     folder = place.copy("b", "other-scores")
     np.save(folder / "scores" / "4.npy", np.zeros((3, 1, 2), np.float32))
@@ -230,6 +238,17 @@ class TestMistakes:
     shutil.rmtree(folder / "checkpoints" / str(last))
     words = "no-save has lost its last checkpoint"
     self.check(place, words, "a", "no-save", "c")
+
+  def test_a_checkpoint_of_another_run(self, place):
+    folder = place.copy("b", "other-saves") / "checkpoints"
+    shutil.rmtree(folder)
+    folder.mkdir()
+    # Its own mark, and the saves of another.
+    shutil.copy(place.folder / "b" / "checkpoints" / "ID", folder)
+    for save in (place.folder / "c" / "checkpoints").glob("[0-9]*"):
+      shutil.copytree(save, folder / save.name)
+    words = "other-saves/checkpoints holds saves of another run and none of its"
+    self.check(place, words, "a", "other-saves", "c")
 
   def change(self, place, new, edit):
     path = place.copy("b", new) / "config.json"

@@ -4,11 +4,12 @@ import json
 import pathlib
 import shutil
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from mhil import data, pipeline
+from mhil import data, pipeline, sources
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
 
@@ -174,7 +175,11 @@ FAULTS = {
   ),
   "negative": (
     edit("test_labels", lambda y: y - 1),
-    "test_labels holds -1 to 1; number the classes from 0",
+    "test_labels holds -1 to 1, the first that is no class in row 0; number",
+  ),
+  "a huge label": (
+    edit("train_labels", lambda y: y + (np.arange(12) == 4) * 2**40),
+    "train_labels holds 0 to 1099511627777, the first .* in row 4; number",
   ),
   "holes": (
     edit("train_labels", lambda y: y * 2),
@@ -228,6 +233,18 @@ FAULTS = {
     edit("train_images", lambda x: np.uint8(3)),
     r"train_images has shape \[\]",
   ),
+  "no height": (
+    edit("train_images", lambda x: x[:, :0]),
+    r"train_images has shape \[12, 0, 4, 3\]; save .*none of them 0",
+  ),
+  "no channels": (
+    edit("test_images", lambda x: x[..., :0]),
+    r"test_images has shape \[6, 5, 4, 0\]; save",
+  ),
+  "no pixels": (
+    edit("train_images", lambda x: x[:, 0, 0, :0]),
+    r"train_images has shape \[12, 0\]; save",
+  ),
 }
 
 
@@ -248,24 +265,102 @@ def one_line(message, name, **kwargs):
   ("meta", "message"),
   [
     ({"means": [0]}, "meta.json holds 'means'; it may hold scale, mean, std"),
-    ({"mean": 0.5}, "meta.json cannot be read .*write for instance"),
-    ({"pad": "wide"}, "meta.json cannot be read"),
-    ({"mean": [0.5] * 3}, "cannot be read .mean and std go together"),
+    ({"mean": 0.5, "std": 1}, "meta.json: mean=0.5 is not a list of numbers"),
+    ({"mean": [0.5] * 3}, "meta.json has one of mean and std, which go togeth"),
     ({"mean": [0.5], "std": [1]}, "need one entry for each of the 3 channels"),
-    ({"std": [1, 0, 1], "mean": [0] * 3}, "std=.* must be positive"),
-    ({"scale": 0}, "scale=0.0 must be positive"),
     ({"pad": 4}, "pad=4 does not fit images of 4 pixels; use 0 to 3"),
+    *(
+      ({"std": [1, x, 1], "mean": [0] * 3}, r"meta.json: std=\[1, .* is not a")
+      for x in (0, -1, 1e-300, np.nan, np.inf, 1e308, "1", True, None)
+    ),
+    *(
+      ({"mean": [x, 1], "std": [1] * 3}, r"meta.json: mean=\[.* is not a list")
+      for x in (np.nan, np.inf, -np.inf, 1e308, 10**400, "1", False, [1])
+    ),
+    *(
+      ({"scale": x}, "meta.json: scale=.* is not a positive number")
+      for x in (0, -1, np.nan, np.inf, 10**400, 1e-300, "255", True, [255])
+    ),
+    *(
+      ({"pad": x}, "meta.json: pad=.* is not a whole number")
+      for x in (0.9, np.inf, "wide", True, None)
+    ),
+    *(
+      ({"flip": x}, "meta.json: flip=.* is not true or false")
+      for x in ("no", 1, None)
+    ),
   ],
 )
 def test_faults_of_meta(tmp_path, meta, message):
-  one_line(message, save(tmp_path, small(), **meta))
+  told = one_line(message, save(tmp_path, small(), **meta))
+  assert len(told) < 500
+
+
+@pytest.mark.parametrize(
+  "text", ["{", "", "[]", '[["pad", 1]]', "null", "[" * 100_000, "\udcff", None]
+)
+def test_a_meta_that_is_none(tmp_path, text):
+  name = save(tmp_path, small())
+  path = tmp_path / "meta.json"
+  if text is None:
+    path.mkdir()
+  else:
+    path.write_text(text, errors="surrogateescape")
+  one_line(f"{path} (cannot be read|holds no fields).*; write for ins", name)
+
+
+def test_a_label_of_many_holes_takes_no_memory(tmp_path):
+  arrays = edit("train_labels", lambda y: y + (np.arange(12) == 4) * 2**24)
+  name = save(tmp_path, arrays)
+  tracemalloc.start()
+  try:
+    one_line("lack 3, 4, 5, 6, 7, 8, 9, 10 and 16777206 more of the ids", name)
+    # A number for each id would be 134 million bytes.
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+  finally:
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("file", ["train_images.npy", "test_labels.npy"])
+def test_any_flipped_byte_of_a_header(tmp_path, file):
+  """The array is another one, or one line says what is wrong."""
+  name, path = save(tmp_path, small()), tmp_path / file
+  sound, kinds = path.read_bytes(), set()
+  assert sound[127] == ord("\n") != sound[128]
+  for place in range(128):
+    for bit in 1, 2, 4, 8, 16, 32, 64, 128, 255:
+      damaged = bytearray(sound)
+      damaged[place] ^= bit
+      path.write_bytes(damaged)
+      try:
+        sources.read_array(path)
+      except ValueError as error:
+        assert "\n" not in str(error)
+        assert str(error).startswith(f"{path} is no plain array (")
+        kinds.add(type(error.__cause__).__name__)
+  assert {"ValueError", "TokenError"} <= kinds
+  path.write_bytes(sound[:8] + b"\0" + sound[9:])
+  one_line(f"{file} is no plain array .*; save numbers with numpy.save", name)
+
+
+@pytest.mark.parametrize(
+  "folder, told",
+  [
+    ("x" * 300, "there is no such folder"),
+    ("a\0b", "there is no such folder"),
+    ("~nosuchuser/x", "nobody here has the home that it names; write the"),
+  ],
+)
+def test_folders_that_cannot_be(folder, told):
+  assert told in one_line("^data.name='arrays:", f"arrays:{folder}")
+  if folder[0] == "~":
+    pytest.importorskip("tensorflow_datasets")
+    one_line("^data.folder='~nosuchuser/x': nobody", "tfds:a", folder=folder)
 
 
 def test_faults_of_a_folder(tmp_path):
   one_line("there is no such folder", f"arrays:{tmp_path / 'none'}")
   name = save(tmp_path, small())
-  (tmp_path / "meta.json").write_text("{")
-  one_line("meta.json cannot be read", name)
   (tmp_path / "test_labels.npy").write_bytes(b"text")
   one_line("test_labels.npy is no plain array", name)
   (tmp_path / "test_labels.npy").unlink()
