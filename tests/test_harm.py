@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests import program, several
+from tests import program, several, test_faults
 from tests.test_faults import dies, place, same
 
 __all__ = ["place"]  # A fixture, of this module too.
@@ -139,17 +139,28 @@ def test_two_runs_on_one_work_directory(place, tmp_path):
   assert program.finish(third).status == 0
 
 
-@pytest.mark.parametrize(
-  "target, call",
-  [
-    ("train.trainer.phases.evaluate", 2),
-    ("train.trainer.facts.of_run", 0),
-    ("checkpoint.Checkpoints.save", 7),
-  ],
-)
-def test_killed_in_a_test_and_before_a_save(target, call, place, tmp_path):
+# In the third test, once its images are counted and before anybody knows.
+COUNTED = """
+evaluate = train.trainer.phases.evaluate
+def patched(run, state, feed):
+  def tally(*given):
+    counts = [int(x.sum()) for x in run.tally(*given)]
+    die()
+  third = feed.phase.task == 2
+  return evaluate(run._replace(tally=tally) if third else run, state, feed)
+train.trainer.phases.evaluate = patched
+"""
+KILLED = {
+  "in a test": test_faults.DIES.format(patch=COUNTED),
+  "after the last test": dies("train.trainer.facts.of_run", 0),
+  "between test and save": dies("checkpoint.Checkpoints.save", 7),
+}
+
+
+@pytest.mark.parametrize("when", KILLED)
+def test_killed_in_a_test_and_before_a_save(when, place, tmp_path):
   folder = tmp_path / "run"
-  done = place.run(folder, script=dies(target, call))
+  done = place.run(folder, script=KILLED[when])
   assert done.status == -signal.SIGKILL
   assert place.run(folder, "--resume").status == 0
   same(place, folder)
@@ -159,7 +170,10 @@ def test_killed_while_it_restores(place, tmp_path):
   folder = place.copy(tmp_path / "run")
   shutil.rmtree(folder / "checkpoints" / str(program.saves(folder)[-1]))
   done = place.run(
-    folder, "--resume", script=dies("checkpoint.Checkpoints._read", 0)
+    # Its numbers are read, its arrays not.
+    folder,
+    "--resume",
+    script=dies("checkpoint.ocp.CheckpointManager.restore", 1),
   )
   assert done.status == -signal.SIGKILL
   assert place.run(folder, "--resume").status == 0
@@ -196,3 +210,51 @@ def test_a_file_that_is_of_another_save(place, tmp_path):
   assert f"checkpoint {first} is damaged" in done.out
   assert "metadata was changed" in done.out
   same(place, folder)
+
+
+def test_a_save_of_another_run(place, tmp_path):
+  folder, other = place.copy(tmp_path / "run"), tmp_path / "other"
+  assert place.run(other, "--config.seed=1").status == 0
+  before, newest = program.saves(folder)[-2:]
+  save = folder / "checkpoints" / str(newest)
+  shutil.rmtree(save)
+  shutil.copytree(other / "checkpoints" / str(newest), save)
+  done = place.run(folder, "--resume")
+  assert done.status == 0 and done.err == ""
+  told = f"checkpoint {newest} is damaged (it is of another run); going back "
+  assert f"{told}to checkpoint {before}\n" in done.out
+  same(place, folder)
+
+
+def test_saves_that_are_all_of_another_run(place, tmp_path):
+  folder, other = place.copy(tmp_path / "run"), tmp_path / "other"
+  assert place.run(other, "--config.seed=1").status == 0
+  for step in program.saves(folder):
+    shutil.rmtree(folder / "checkpoints" / str(step))
+  for step in program.saves(other):
+    save = "checkpoints", str(step)
+    shutil.copytree(other.joinpath(*save), folder.joinpath(*save))
+  done = place.run(folder, "--resume")
+  assert done.status == 2
+  one_line(done.err, "holds saves of another run and none of its own; bring")
+  assert program.saves(folder) == program.saves(other)
+
+
+def test_a_stamp_of_orbax_that_is_none(place, tmp_path):
+  folder = place.copy(tmp_path / "run")
+  newest = program.saves(folder)[-1]
+  stamp = folder / "checkpoints" / str(newest) / "_CHECKPOINT_METADATA"
+  stamp.write_text("[]")
+  done = place.run(folder, "--resume")
+  assert done.status == 0 and done.err == "", done
+  assert f"checkpoint {newest} is damaged (_CHECKPOINT_METADATA was" in done.out
+  same(place, folder)
+
+
+def test_a_file_in_place_of_all_saves(place, tmp_path):
+  folder = place.copy(tmp_path / "run")
+  shutil.rmtree(folder / "checkpoints")
+  (folder / "checkpoints").touch()
+  done = place.run(folder, "--resume")
+  assert done.status == 2
+  one_line(done.err, "run/checkpoints is a file, and saves need a folder; move")
