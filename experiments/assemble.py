@@ -22,24 +22,15 @@ import numpy as np
 from absl import flags
 
 from experiments import build, claims, cli, workdir
-from mhil import (
-  alone,
-  checkpoint,
-  data,
-  facts,
-  prepare,
-  programs,
-  progress,
-  sources,
-)
+from mhil import alone, checkpoint, data, facts, prepare, programs, progress
 from mhil import config as config_lib
 from mhil import run as run_lib
+from mhil import sources as sources_lib
 from mhil.losses import MASKED
 
 # Fields in which parts may differ; what lay in a folder is known by its hash.
 FREE = (
-  *("heads", "mesh.head", "data.folder"),
-  *("checkpoint.every", "checkpoint.keep"),
+  *("heads", "mesh.head", "data.folder", "checkpoint.every", "checkpoint.keep"),
 )
 # Of the step that was run, and not of the one that is built here.
 OF_STEP = "compiles", "collectives", "step_bytes_per_device"
@@ -123,8 +114,8 @@ def assemble(
 
   # 3. What one program would have left; nothing, if a part was unsound.
   with claims.claimed(out, config, again, fingerprint, parts):
-    with checkpoint.Checkpoints(out / "checkpoints") as checkpoints:
-      checkpoints.save(done.step, state, progress.to_json(done))
+    with cli.checking(), checkpoint.Checkpoints(out / "checkpoints") as saves:
+      saves.save(done.step, state, progress.to_json(done))
     numbers = progress.measured(done) | facts.of_run(run, state)
     numbers |= workdir.origin(config, parts.stream, fingerprint)
     numbers |= {name: found[0].numbers[name] for name in OF_STEP}
@@ -240,11 +231,8 @@ def whole(parts: Sequence[Part]) -> config_lib.Config:
 def restore(run: run_lib.Run, part: Part) -> tuple[Any, progress.Progress]:
   """A part's last state, its heads in one row after the other."""
   folder = part.folder / "checkpoints"
-  with (
-    cli.checking(),
-    checkpoint.Checkpoints(folder, writes=False) as checkpoints,
-  ):
-    saved = checkpoints.restore(run_lib.shapes(run_lib.start(run)))
+  with cli.checking(), checkpoint.Checkpoints(folder, writes=False) as saves:
+    saved = saves.restore(run_lib.shapes(run_lib.start(run)))
   if saved is None:
     raise cli.UserError(f"--parts={part.folder} has no sound checkpoint")
   state, done = saved[0], progress.from_json(saved[1])
@@ -279,7 +267,7 @@ def table(run: run_lib.Run, parts: Sequence[Part], t: int) -> np.ndarray:
   for part in parts:
     path, wanted = part.folder / "scores" / f"{t}.npy", len(part.config.heads)
     try:
-      found = sources.read_array(path)
+      found = sources_lib.read_array(path)
     except ValueError:
       raise cli.UserError(
         f"{path} is missing or damaged; train {part.folder} again"
