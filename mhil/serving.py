@@ -1,14 +1,16 @@
 """A trained network as files that answer without its run or its data.
 
 One holds what XLA needs, parameters included, by `jax.export`: no code of ours,
-no pickle; the other says what it is. A network takes images as they are stored,
-any number of them, and gives each its class and the score that won. Heads that
-are not in it cannot answer: their classes are named, and no image is given to
-one of them.
+no pickle; the other says what it is, and has the hash of the first. A network
+takes images as they are stored, any number of them, and gives each its class
+and the score that won. Heads that are not in it cannot answer: their classes
+are named, and no image is given to one of them.
 """
 
+import hashlib
 import json
 import pathlib
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -73,26 +75,33 @@ def about(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
 def save(
   folder: pathlib.Path, run: run_lib.Run, state: programs.State
 ) -> dict[str, Any]:
-  """Writes the network to a folder, and checks that it answers alike there.
+  """Writes the network to a folder, once its files have answered alike.
 
   Returns:
-    What `about` says.
+    What `about` says, and the hash of the program.
 
   Raises:
-    AssertionError: if the file's scores are not those of the program.
+    AssertionError: if the files' answers are not those of the program; what
+      the folder held before stays.
+    OSError: if the folder cannot be written.
   """
   predict, images = jax.jit(program(run, state)), run.dataset.test_images
   shape = jax_export.symbolic_shape("b, ...", like=images.shape)
   given = jax.ShapeDtypeStruct(shape, images.dtype)
-  told = about(run, state)
-  folder.mkdir(parents=True, exist_ok=True)
-  exported = jax_export.export(predict, platforms=PLATFORMS)(given)
-  _write(folder / PROGRAM, exported.serialize())
-  _write(folder / ABOUT, (json.dumps(told, indent=1) + "\n").encode())
+  data = jax_export.export(predict, platforms=PLATFORMS)(given).serialize()
+  told = about(run, state) | {"program_sha256": _sha256(data)}
   some = np.asarray(images[: min(len(images), 256)])
-  answer, _ = load(folder)
-  for ours, wanted in zip(answer(some), predict(some)):
-    np.testing.assert_array_equal(ours, np.asarray(wanted))
+  folder.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=folder, prefix=".draft-") as name:
+    draft = pathlib.Path(name)
+    (draft / PROGRAM).write_bytes(data)
+    (draft / ABOUT).write_text(json.dumps(told, indent=1) + "\n")
+    answer, _ = load(draft)
+    for ours, wanted in zip(answer(some), predict(some)):
+      np.testing.assert_array_equal(ours, np.asarray(wanted))
+    # After a kill between the two the hash tells them apart.
+    for file in PROGRAM, ABOUT:
+      (draft / file).rename(folder / file)
   return told
 
 
@@ -106,20 +115,23 @@ def load(
     batch: images that a device takes at once.
 
   Returns:
-    The network, and what `about` said of it.
+    The network, and what `save` said of it.
 
   Raises:
     ValueError: for a folder without a network, or a damaged one; the network
-      raises it for images of another shape or dtype.
+      raises it for images that `check` refuses.
   """
   try:
     told = json.loads((folder / ABOUT).read_text())
-    exported = jax_export.deserialize(
-      bytearray((folder / PROGRAM).read_bytes())
-    )
+    data = (folder / PROGRAM).read_bytes()
+    if _sha256(data) != told["program_sha256"]:
+      raise ValueError(f"{ABOUT} is of another {PROGRAM}")
+    exported = jax_export.deserialize(bytearray(data))
+    _check_told(told, exported)
   except Exception as error:  # The reader of flat buffers raises anything.
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     raise ValueError(
-      f"{folder} holds no sound network ({type(error).__name__}); write it by "
+      f"{folder} holds no sound network ({reason}); write it by "
       "experiments.export"
     ) from None
   return in_batches(jax.jit(exported.call), told, batch), told
@@ -132,12 +144,12 @@ def in_batches(
 
   Args:
     ask: `images [b, ...] -> arrays [b]`.
-    told: of `about`; images that do not fit it are refused.
+    told: of `about`; images that it does not fit are refused.
     batch: images at once.
   """
 
   def answer(images: np.ndarray) -> tuple[np.ndarray, ...]:
-    check(images, told)
+    images = check(images, told)
     found = []
     for start in range(0, len(images), batch):
       part = images[start : start + batch]
@@ -149,12 +161,27 @@ def in_batches(
   return answer
 
 
-def check(images: np.ndarray, told: dict[str, Any]) -> None:
-  """Raises ValueError unless a network takes these images."""
-  shape, dtype = tuple(told["image_shape"]), told["image_dtype"]
+def check(images: np.ndarray, told: dict[str, Any]) -> np.ndarray:
+  """Images as a network takes them, `[n, height, width, channels]`.
+
+  As in `data.load`, `[n, height, width]` get one channel, and `[n, d]` become
+  1x1 images of d channels.
+
+  Args:
+    images: as they are stored.
+    told: of `about`.
+
+  Raises:
+    ValueError: if the network does not take them.
+  """
+  shape, dtype, given = tuple(told["image_shape"]), told["image_dtype"], images
+  if images.ndim == 3:
+    images = images[..., None]
+  elif images.ndim == 2:
+    images = images[:, None, None]
   if images.ndim != 1 + len(shape) or images.shape[1:] != shape:
     raise ValueError(
-      f"images are {images.shape}, and the network takes "
+      f"images are {given.shape}, and the network takes "
       f"{('n', *shape)}; give it images of {shape}"
     )
   if str(images.dtype) != dtype or not len(images):
@@ -162,9 +189,26 @@ def check(images: np.ndarray, told: dict[str, Any]) -> None:
       f"images are {len(images)} of {images.dtype}; give the network some, of "
       f"{dtype}, as they are stored"
     )
+  if images.dtype.kind == "f":
+    bad = ~np.isfinite(images).all((1, 2, 3))
+    if bad.any():
+      raise ValueError(
+        f"images hold NaN or infinity, first in image {int(bad.argmax())}; "
+        "repair or drop such images"
+      )
+  return images
 
 
-def _write(path: pathlib.Path, data: bytes | bytearray) -> None:
-  draft = path.with_name(f".{path.name}.draft")
-  draft.write_bytes(data)
-  draft.rename(path)
+def _check_told(told: dict[str, Any], exported: jax_export.Exported) -> None:
+  """Raises, of any kind, unless a network's words fit its program."""
+  (images,) = exported.in_avals
+  shape, dtype = tuple(told["image_shape"]), told["image_dtype"]
+  if (shape, dtype) != (tuple(images.shape[1:]), str(images.dtype)):
+    raise ValueError(f"{PROGRAM} takes {images}")
+  for name in "classes", "missing_heads", "missing_classes":
+    if not all(type(number) is int for number in told[name]):
+      raise ValueError(f"{name}={told[name]} are no numbers")
+
+
+def _sha256(data: bytes | bytearray) -> str:
+  return hashlib.sha256(data).hexdigest()
