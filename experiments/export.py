@@ -6,12 +6,15 @@ Works for a run of all heads, of some (`--heads`), and for assembled ones. Of
 heads that are missing it says which classes nobody can answer.
 """
 
+import contextlib
 import pathlib
+import tempfile
+from collections.abc import Iterator
 
 from absl import flags
 
-from experiments import build, cli, workdir
-from mhil import checkpoint, prepare, programs, serving
+from experiments import build, claims, cli, longer, workdir
+from mhil import checkpoint, data, prepare, programs, serving
 from mhil import run as run_lib
 
 
@@ -39,18 +42,35 @@ def export(folder: pathlib.Path, out: pathlib.Path) -> dict:
   """What `serving.about` says of the network that is in `out` now.
 
   Raises:
-    UserError: for a folder without a finished run.
+    UserError: for a folder without a finished run, or an `out` that cannot be
+      written.
   """
+  with writing(out):
+    out.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=out).close()
   run, state = restore(folder)
-  with cli.checking():
+  with cli.checking(), writing(out):
     return serving.save(out, run, state)
+
+
+@contextlib.contextmanager
+def writing(out: pathlib.Path) -> Iterator[None]:
+  """Turns what the system says of a place into a line that names --out."""
+  try:
+    yield
+  except OSError as error:
+    raise cli.UserError(
+      f"--out={out} cannot be written ({error.strerror or error}); name "
+      "another place"
+    ) from None
 
 
 def restore(folder: pathlib.Path) -> tuple[run_lib.Run, programs.State]:
   """A finished run and its state, on the devices of this program.
 
   Raises:
-    UserError: for a folder without a finished run.
+    UserError: for a folder without a finished run, or other data than it
+      began with.
   """
   workdir.enable_compilation_cache()
   config = workdir.read_config(folder, "run")
@@ -59,6 +79,10 @@ def restore(folder: pathlib.Path) -> tuple[run_lib.Run, programs.State]:
     raise cli.UserError(unfinished)
   with cli.checking():
     parts = build.parts(config)
+    claims.check_data(folder, data.fingerprint(parts.dataset), "run")
+    # The network has the mean and the deviation of the pixels in it.
+    if began := longer.read(folder):
+      longer.check_pixels(folder, began, config, parts.dataset)
     run = prepare.build(*parts[:6], config.seed, *parts[6:], config.heads)
     like = run_lib.shapes(run_lib.start(run))
     with checkpoint.Checkpoints(
@@ -66,7 +90,9 @@ def restore(folder: pathlib.Path) -> tuple[run_lib.Run, programs.State]:
     ) as checkpoints:
       saved = checkpoints.restore(like)
   if saved is None:
-    raise cli.UserError(f"--run={folder} has no sound checkpoint")
+    raise cli.UserError(
+      f"--run={folder} has no sound checkpoint; train it again"
+    )
   if saved[1]["step"] != run.phases[-1].steps.stop:
     raise cli.UserError(unfinished)
   return run, run_lib.refit(run, saved[0], like)

@@ -3,15 +3,18 @@
   python -m experiments.predict --network=DIR --images=IMAGES.npy --out=OUT.npy
   python -m experiments.predict --run=DIR --images=IMAGES.npy --out=OUT.npy
 
-IMAGES.npy holds images as they are stored, `[n, height, width, channels]`;
-OUT.npy gets a class for each, `[n]`. A network needs neither the run nor its
-data. A run is put on the devices of its mesh, its heads over all of them, and
-of the scores only each device's best are compared.
+IMAGES.npy holds images as `arrays:FOLDER` does, `[n, height, width, channels]`,
+`[n, height, width]` or `[n, d]`, of the size and the type that the heads learnt
+on; OUT.npy gets a class for each, `[n]` int32. A network needs neither the run
+nor its data. A run is put on the devices of its mesh, its heads over all of
+them, and of the scores only each device's best are compared.
 """
 
+import contextlib
+import errno
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,21 +31,44 @@ def main() -> None:
     raise cli.UserError("give one of --network=DIR and --run=DIR")
   if not (given.images and given.out):
     raise cli.UserError("--images and --out are both needed")
-  images = read(pathlib.Path(given.images))
-  if given.network:
+  out = pathlib.Path(given.out)
+  with draft(out) as path:
+    images = read(pathlib.Path(given.images))
+    if given.network:
+      with cli.checking():
+        answer, told = serving.load(pathlib.Path(given.network), given.batch)
+    else:
+      answer, told = of_run(pathlib.Path(given.run), given.batch)
     with cli.checking():
-      answer, told = serving.load(pathlib.Path(given.network), given.batch)
-  else:
-    answer, told = of_run(pathlib.Path(given.run), given.batch)
-  with cli.checking():
-    answer(images[: given.batch])  # Compiles.
-    start = time.perf_counter()
-    classes, *_ = answer(images)
-  seconds = time.perf_counter() - start
-  np.save(given.out, classes, allow_pickle=False)
+      answer(images[: given.batch])  # Compiles.
+      start = time.perf_counter()
+      classes, *_ = answer(images)
+    seconds = time.perf_counter() - start
+    with export.writing(out):
+      with path.open("wb") as file:
+        np.save(file, classes, allow_pickle=False)
+      path.rename(out)
   print(f"{len(classes):,} images, {len(classes) / seconds:,.0f} a second")
   if told["missing_heads"]:
     print(export.missing(told))
+
+
+@contextlib.contextmanager
+def draft(out: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A file beside `out`, to be written and renamed; in the end it is gone.
+
+  Raises:
+    UserError: if there can be none, or `out` is there and no plain file.
+  """
+  with export.writing(out):
+    if out.exists() and not out.is_file():
+      raise OSError(errno.EEXIST, "it is no file")
+    path = out.with_name(f".{out.name}.draft")
+    path.touch()
+  try:
+    yield path
+  finally:
+    path.unlink(missing_ok=True)
 
 
 def of_run(
@@ -56,7 +82,11 @@ def of_run(
   run, state = export.restore(folder)
   told = serving.about(run, state)
   predict = phases.predictor(run, state, len(run.stream.tasks) - 1)
-  return serving.in_batches(lambda x: (predict(x),), told, batch), told
+
+  def ask(images):
+    return (predict(images).astype(np.int32),)
+
+  return serving.in_batches(ask, told, batch), told
 
 
 def read(path: pathlib.Path) -> np.ndarray:
@@ -66,12 +96,14 @@ def read(path: pathlib.Path) -> np.ndarray:
     UserError: for what is no array.
   """
   try:
-    found = np.load(path, allow_pickle=False)
-  except (OSError, ValueError, EOFError):
+    with path.open("rb") as file:
+      found = np.lib.format.read_array(file, allow_pickle=False)
+  except Exception as error:  # The reader of a header raises anything.
     raise cli.UserError(
-      f"--images={path} is no array of images; name a file of numpy.save"
+      f"--images={path} is no array of images ({type(error).__name__}); name a "
+      "file of numpy.save"
     ) from None
-  if not isinstance(found, np.ndarray) or found.ndim < 2 or not len(found):
+  if found.ndim < 2 or not len(found):
     raise cli.UserError(f"--images={path} holds no images; name another file")
   return found
 

@@ -118,14 +118,16 @@ def read_config(folder: pathlib.Path, flag: str) -> config_lib.Config:
     UserError: names the flag that named the folder, if it holds no run.
   """
   path = folder / "config.json"
-  if not path.is_file():
-    raise cli.UserError(f"--{flag}={folder} holds no run; name another folder")
   config = config_lib.Config()
   try:
     fields = config_lib.flatten(json.loads(path.read_text()))
     for field, value in fields.items():
       value = tuple(value) if isinstance(value, list) else value
       config_lib.assign(config, field, value)
+  except OSError:
+    raise cli.UserError(
+      f"--{flag}={folder} holds no run; name another folder"
+    ) from None
   except (ValueError, AttributeError):
     raise cli.UserError(
       f"--{flag}: {path} is damaged; restore it, or name another folder"
