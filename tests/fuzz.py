@@ -4,9 +4,10 @@
   python -m tests.fuzz --seed=0 --first=371 --count=1     number 371 alone
 
 Ends with status 1 if there were findings: an exception that nobody foresaw, a
-refusal of many lines, of no field or in the middle of training, a warning, a
-program that hangs or dies. A loss that diverges is told in one line and is
-none.
+refusal of many lines, of no field, without a fix or in the middle of training,
+training that does not stop when it is told to, a warning, anything said beside
+the results, a program that hangs or dies. A loss that diverges is told in one
+line and is none.
 """
 
 import argparse
@@ -47,6 +48,11 @@ ROOM = 24 << 30
 # level 0 XLA gives wrong gradients of a convnet, and NaN in its second step.
 QUICK = "--xla_backend_optimization_level=1"
 ORDINARY = re.compile(r"trained|refused|diverged")
+# A field that is not the end of another.
+NAMED = re.compile(
+  rf"(?<![\w.])({'|'.join(map(re.escape, fuzz_values.defaults()))})="
+)
+FIX = re.compile(r"; \w")
 Fields = dict[str, Any]
 
 
@@ -124,31 +130,51 @@ class Stopped:
 
 def outcome(config: config_lib.Config, folder: pathlib.Path) -> tuple[str, str]:
   """Kind and text of what `experiments.train` makes of a configuration."""
-  began = []
+  began, stop, said = [], Stopped(), io.StringIO()
   fit, signal = trainer.fit, train.StopSignal
 
   def noted(*args, **kwargs):
     began.append(True)
     return fit(*args, **kwargs)
 
-  trainer.fit, train.StopSignal = noted, Stopped
+  trainer.fit, train.StopSignal = noted, lambda: stop
   try:
     with (
       warnings.catch_warnings(action="error"),
       contextlib.redirect_stdout(io.StringIO()),
+      contextlib.redirect_stderr(said),
     ):
-      train.train(config, folder)
+      found = ended(train.train(config, folder), stop.asked)
   except cli.UserError as error:
-    return judged(str(error), bool(began))
+    found = judged(str(error), bool(began))
   except trainer.Diverged as error:
-    return ("many lines" if "\n" in str(error) else "diverged"), str(error)
+    kind = "many lines" if "\n" in str(error) else "diverged"
+    found = kind, str(error)
   except Warning as error:
-    return "warned", told(error)
+    found = "warned", told(error)
   except Exception as error:
-    return "unforeseen", told(error)
+    found = "unforeseen", told(error)
   finally:
     trainer.fit, train.StopSignal = fit, signal
-  return "trained", ""
+  if said.getvalue() and ORDINARY.fullmatch(found[0]):
+    return "said more", said.getvalue()
+  return found
+
+
+def ended(numbers: dict[str, Any] | None, asked: int) -> tuple[str, str]:
+  """Kind and text of training that came to an end.
+
+  Args:
+    numbers: of a run that is complete; None if it was stopped.
+    asked: how often it asked whether to stop.
+  """
+  if numbers is None and asked == STEPS:
+    return "trained", ""
+  # It does not ask after the last step, nor after a balanced pass of one.
+  short = numbers and sum(numbers["steps_per_task"]) <= STEPS + 1
+  if short and 0 < asked <= STEPS:
+    return "trained", ""
+  return "not stopped", f"asked {asked} times; complete: {numbers is not None}"
 
 
 def judged(message: str, began: bool) -> tuple[str, str]:
@@ -157,8 +183,9 @@ def judged(message: str, began: bool) -> tuple[str, str]:
     return "many lines", message
   if began:
     return "refused too late", message
-  named = any(f"{field}=" in message for field in fuzz_values.defaults())
-  return ("refused" if named else "no field named"), message
+  if not NAMED.search(message):
+    return "no field named", message
+  return ("refused" if FIX.search(message) else "no fix"), message
 
 
 def told(error: Exception) -> str:

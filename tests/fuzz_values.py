@@ -163,7 +163,8 @@ SENSELESS = {
   ),
   str: (
     *("", " ", "nothing", "Adam", "two\nlines", "x" * 500, "a=b; use c"),
-    *("arrays:", "arrays:nowhere", "arrays:\0", "../..", None, 3),
+    *("arrays:", "arrays:nowhere", "arrays:\0", "arrays:" + "x" * 300),
+    *("arrays:~nobody/x", "../..", None, 3),
   ),
   tuple: (
     *((0,), (-1,), (1,), (1, 1), (3, 2, 1), (100,), (1,) * 50, (10**6,)),

@@ -2,13 +2,14 @@
 
 import os
 import signal
+import sys
 import time
 
 import pytest
 
-from experiments import cli
+from experiments import build, cli
 from mhil import config as config_lib
-from mhil import trainer, validation
+from mhil import trainer
 from tests import fuzz, fuzz_values
 
 FIELDS = fuzz_values.defaults()
@@ -26,18 +27,25 @@ def test_every_field_is_drawn_with_and_without_sense():
     for field, value in fuzz.draw(0, number).items():
       drawn[field].append(repr(value))
   for field, default in FIELDS.items():
-    for values in (
-      fuzz_values.sensible(field, default),
-      fuzz_values.senseless(default),
-    ):
-      assert set(map(repr, values)) & set(drawn[field]), field
+    sense = set(map(repr, fuzz_values.sensible(field, default)))
+    none = set(map(repr, fuzz_values.senseless(default)))
+    # What is in both says nothing of either.
+    for values in sense - none, none - sense:
+      assert values & set(drawn[field]), field
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("fuzz") / "sets"
+  fuzz.save_sets(folder)
+  return folder
 
 
 @pytest.mark.parametrize("fields", fuzz_values.WAYS, ids=str)
-def test_no_way_is_refused_for_its_values(fields, tmp_path):
-  config = fuzz.configured(fuzz_values.BASE | fields, tmp_path)
+def test_no_way_is_refused(fields, sets):
+  config = fuzz.configured(fuzz_values.BASE | fields, sets)
   assert config != config_lib.Config()
-  validation.validate(config)
+  assert build.parts(config).stream.tasks
 
 
 def raises(error):
@@ -53,6 +61,10 @@ def raises(error):
     (cli.UserError("mesh.head=0 is wrong; use 1"), "refused"),
     (cli.UserError("heads=9 does not name heads; use 0"), "refused"),
     (cli.UserError("this is wrong; use 1"), "no field named"),
+    (cli.UserError("my_seed=0 is wrong; use 1"), "no field named"),
+    (cli.UserError("my.seed=0 is wrong; use 1"), "no field named"),
+    (cli.UserError("mesh.head=0 is wrong"), "no fix"),
+    (cli.UserError("mesh.head=0 is wrong; "), "no fix"),
     (cli.UserError("mesh.head=0 is\nwrong"), "many lines"),
     (trainer.Diverged("the loss became NaN"), "diverged"),
     (trainer.Diverged("the loss\nbecame NaN"), "many lines"),
@@ -69,6 +81,51 @@ def test_what_is_a_finding(error, kind, tmp_path, monkeypatch):
   ordinary = "refused", "diverged"
   assert found.finding == (kind not in ordinary)
   assert str(error.args[0]) in found.text
+
+
+def returns(numbers, asked=0, says=""):
+  def train(*_):
+    with fuzz.train.StopSignal() as stop:
+      for _ in range(asked):
+        stop()
+    print(says, end="", file=sys.stderr)
+    return numbers
+
+  return train
+
+
+def after(*steps):
+  """Numbers of a complete run whose tasks took so many steps."""
+  return {"steps_per_task": list(steps)}
+
+
+@pytest.mark.parametrize(
+  "numbers, asked, kind",
+  [
+    (None, 2, "trained"),
+    (None, 0, "not stopped"),
+    (None, 1, "not stopped"),
+    (None, 3, "not stopped"),
+    (after(1), 1, "trained"),
+    (after(1, 2), 2, "trained"),
+    (after(1), 0, "not stopped"),
+    (after(9, 9), 2, "not stopped"),
+    (after(1, 1, 1), 3, "not stopped"),
+  ],
+)
+def test_to_train_is_to_stop_after_two_steps(
+  numbers, asked, kind, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(fuzz.train, "train", returns(numbers, asked))
+  found = fuzz.Outcome(0, *fuzz.outcome(config_lib.Config(), tmp_path))
+  assert found.kind == kind and found.finding == (kind != "trained")
+
+
+def test_what_is_said_beside_the_results_is_a_finding(tmp_path, monkeypatch):
+  said = returns(None, fuzz.STEPS, "WARNING: all is well")
+  monkeypatch.setattr(fuzz.train, "train", said)
+  found = fuzz.outcome(config_lib.Config(), tmp_path)
+  assert found == ("said more", "WARNING: all is well")
 
 
 def test_a_refusal_in_training_is_a_finding(tmp_path, monkeypatch):
