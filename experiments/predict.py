@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from experiments import cli, export
-from mhil import phases, serving
+from mhil import phases, serving, sources
 
 
 def main() -> None:
@@ -96,13 +96,9 @@ def read(path: pathlib.Path) -> np.ndarray:
     UserError: for what is no array.
   """
   try:
-    with path.open("rb") as file:
-      found = np.lib.format.read_array(file, allow_pickle=False)
-  except Exception as error:  # The reader of a header raises anything.
-    raise cli.UserError(
-      f"--images={path} is no array of images ({type(error).__name__}); name a "
-      "file of numpy.save"
-    ) from None
+    found = sources.read_array(path)
+  except ValueError as error:
+    raise cli.UserError(f"--images={error}") from None
   if found.ndim < 2 or not len(found):
     raise cli.UserError(f"--images={path} holds no images; name another file")
   return found
