@@ -26,6 +26,7 @@ RESNET = {
   "network.widths": (4, 4, 8),
   "network.norm": "batch",
 }
+RESNET_OF_MANY = {**RESNET, "network.blocks": (2, 3)}
 CONVNET = {
   "data.name": "picture",
   "network.name": "convnet",
@@ -37,6 +38,7 @@ LOCAL = {
   "local.classifier": "0c1f",
   "network.widths": (8, 8),
 }
+MAPS = {**LOCAL, **CONVNET, "local.classifier": "1c1f"}
 LAYERS = {
   "objective.name": "layer_parallel",
   "layer_parallel.stages": 2,
@@ -73,9 +75,9 @@ WAYS = (
   {**RESNET, "network.norm": "group", "network.dtype": "bfloat16"},
   LOCAL,
   {**LOCAL, "mesh.stage": 2},
-  {**LOCAL, "local.mode": "R1", "local.restore_first": 1.0},
+  {**MAPS, "local.mode": "R1", "local.restore_first": 1.0},
   {**LOCAL, "local.loss": "contrast", "memory.size": 0},
-  {**LOCAL, **CONVNET, "local.classifier": "1c1f"},
+  MAPS,
   {**LOCAL, "local.cuts": (), "local.modules": 2, "local.lists": "measured"},
   LAYERS,
   {**LAYERS, "mesh.stage": 2},
@@ -86,7 +88,7 @@ WAYS = (
   {"mesh.subnet": 2, "subnets.method": "local_sgd", "subnets.local_steps": 2},
   {"mesh.subnet": 2, "subnets.method": "data_parallel", "mesh.head": 2},
   {"mesh.subnet": 2, "subnets.statistics": "collected", "mesh.data": 2},
-  {"mesh.subnet": 2, "subnets.local_steps": 1, **RESNET},
+  {"mesh.subnet": 2, "subnets.local_steps": 1, **RESNET_OF_MANY},
 )
 
 # Values of numbers and tuples; truths and names have theirs in `sensible`.
