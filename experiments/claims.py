@@ -183,7 +183,7 @@ def data_hash(folder: pathlib.Path, flag: str = "workdir") -> str:
     raise cli.UserError(
       f"--{flag}={folder} has lost {DATA}; restore it, or name another folder"
     )
-  return path.read_text().strip()
+  return path.read_text(errors="replace").strip()
 
 
 @contextlib.contextmanager

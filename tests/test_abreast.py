@@ -86,6 +86,7 @@ def close(a, b):
   )
 
 
+@pytest.mark.slow
 def test_stages_at_once_come_to_the_numbers_of_one_device():
   one, apart = run_of(multipliers="network"), staged()
   first, second = trainer.fit(one), trained()
@@ -101,6 +102,7 @@ def test_stages_at_once_come_to_the_numbers_of_one_device():
   np.testing.assert_array_equal(first.predict(images), second.predict(images))
 
 
+@pytest.mark.slow
 def test_sweeps_at_once_come_to_the_numbers_of_one_device():
   one, apart = run_of(method=SWEPT), swept()
   first, second = trainer.fit(one), trainer.fit(apart)

@@ -61,6 +61,7 @@ def test_all_remember_the_same():
     )
 
 
+@pytest.mark.slow
 def test_another_memory_would_be_noticed():
   """The control of the test above: another seed."""
   _, whole, _ = trained("all", head=2)

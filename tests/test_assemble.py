@@ -90,6 +90,7 @@ def test_streamed_parts_in_any_order_of_heads_are_the_same(place):
   same(place, "read", "memory")
 
 
+@pytest.mark.slow
 def test_parts_put_together_are_the_run_of_one_program(place):
   done = place.assemble("out", *HEADS)
   assert (done.status, done.err) == (0, ""), done
@@ -207,6 +208,7 @@ class TestMistakes:
     words = "data-changed learnt from data 000000000000, "
     self.check(place, words, "a", "data-changed", "c")
 
+  @pytest.mark.slow
   def test_scores_that_are_lost(self, place):
     folder = place.copy("b", "no-scores")
     (folder / "scores" / "3.npy").unlink()

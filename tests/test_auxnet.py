@@ -73,6 +73,7 @@ def test_one_stage_has_no_network():
   assert aux.names == () and aux.init(KEY) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image", [(28, 28, 1), (28, 20, 1), (14, 30, 3)])
 @pytest.mark.parametrize("cuts", [(1,), (2,), (3,), (1, 2, 3)])
 def test_interfaces_that_do_not_divide_the_image(image, cuts):

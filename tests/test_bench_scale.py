@@ -40,6 +40,7 @@ def column(table, key, **labels):
 
 
 class TestApart:
+  @pytest.mark.slow
   def test_dce_moves_nothing(self):
     assert column(apart(), "traffic", loss="D-CE") == [0, 0]
     assert column(apart(), "collectives", loss="D-CE") == [0, 0]
@@ -75,6 +76,7 @@ class TestApart:
     assert "collectives, flat (0.0 %); all 8 devices wait" in last
     assert "Centralised CE moves 512 bytes to each of 8 devices, 4 tim" in last
 
+  @pytest.mark.slow
   def test_markdown_has_a_cell_for_every_column(self):
     for table in apart(), one_task(), inference():
       lines = measure.markdown(table).splitlines()

@@ -70,6 +70,7 @@ def column(table, key, **labels):
 class TestPipeline:
   """The suite at the size of a toy; that it waits is shown in test_trainer."""
 
+  @pytest.mark.slow
   def test_every_source_gives_the_images_that_training_gets(self):
     sources = bench_pipeline.sources(30, None)
     runs = [bench_pipeline.build(s, PIPELINE, 8, 1) for s in sources]
@@ -84,6 +85,7 @@ class TestPipeline:
     assert batches[0].shape == (8, 32, 32, 3) and batches[0].std() > 0.5
     assert (batches[0] == batches[1]).all()
 
+  @pytest.mark.slow
   def test_tables_say_what_was_measured(self):
     table = bench_pipeline.training(30, 8, setup=PIPELINE, repetitions=1)
     assert [row["source"] for row in table.rows] == [
@@ -130,6 +132,7 @@ class TestResnet:
 class TestApart:
   """What a device pays does not depend on how many others there are."""
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("key", FLAT)
   def test_dce_costs_a_device_the_same_with_more_heads(self, key):
     values = column(apart(), key, loss="D-CE")
@@ -210,6 +213,7 @@ class TestTogether:
 
 
 class TestClosed:
+  @pytest.mark.slow
   def test_closed_heads_cost_no_time(self):
     few, full = (column(closed(), "cpu_ms", held=8, open=n)[0] for n in (2, 8))
     # A quarter of the work, and what a step costs besides its heads.
@@ -218,6 +222,7 @@ class TestClosed:
   def test_one_compiled_program_serves_all(self):
     assert closed().reading[-1] == "Compilations while heads opened: 0."
 
+  @pytest.mark.slow
   def test_a_compilation_on_the_way_would_be_told(self, monkeypatch):
     """The control: each step of each case here compiles a program."""
     step = measure.Stepper.__call__
@@ -292,6 +297,7 @@ class TestNumbers:
     assert measure.ratio(slow, fast) == 2
 
 
+@pytest.mark.slow
 def test_memory_of_modules_is_less_than_end_to_end():
   """The suite at the size of a toy."""
   table = bench_memory.by_depth((1, 2), ("R0",), batch=8)

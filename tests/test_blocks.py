@@ -84,6 +84,7 @@ class TestCut:
       "stage2.block2", "stage3.block0", "readout",
     )  # fmt: skip
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("counts, dealt", [((1, 5, 1), "longest"),
                                              ((3, 5, 2), "all")])  # fmt: skip
   def test_deal_and_collect_is_the_identity(self, counts, dealt):
@@ -186,6 +187,7 @@ def whole_of(run, state):
 
 
 class TestOnTheMesh:
+  @pytest.mark.slow
   def test_steps_are_silent_and_an_exchange_keeps_every_block(self):
     run = build()
     assert run.traffic == []

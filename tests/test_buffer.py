@@ -178,6 +178,7 @@ class TestStore:
       before = kept
     assert replaced > 10 and left > 10
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("policy", buffer.POLICIES)
   def test_no_collective_and_nothing_that_grows(self, policy):
     small, large = (

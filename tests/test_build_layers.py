@@ -138,6 +138,7 @@ def finished():
   return run, trainer.fit(run)
 
 
+@pytest.mark.slow
 def test_statistics_are_settled_and_weights_are_not_touched():
   _, result = finished()
   learn, _ = test_abreast.objective(2)
@@ -151,6 +152,7 @@ def test_statistics_are_settled_and_weights_are_not_touched():
   assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(first, second))
 
 
+@pytest.mark.slow
 def test_a_run_of_stages_says_what_was_predicted_and_measured():
   run = test_abreast.run_of(stage=2, count=2)
   branch = networks.mlp(4, 3, hidden=(6, 6), norm="batch", axis="data")
@@ -165,6 +167,7 @@ def test_a_run_of_stages_says_what_was_predicted_and_measured():
   jax.tree.map(np.testing.assert_array_equal, again, want)
 
 
+@pytest.mark.slow
 def test_one_device_and_end_to_end_training_have_nothing_to_compare():
   branch = networks.mlp(4, 3, hidden=(6, 6), norm="batch", axis="data")
   serial = objectives.end_to_end(branch)
@@ -182,6 +185,7 @@ def remembering(place):
   return trainer.fit(run)
 
 
+@pytest.mark.slow
 def test_statistics_are_settled_with_rows_on_the_host_too():
   device, host = (remembering(place) for place in ("device", "host"))
   banks = [result.state.bank for result in (device, host)]

@@ -462,6 +462,7 @@ cli.run(train.main, config=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "what, name",
   [

@@ -71,6 +71,7 @@ def test_a_data_folder_that_cannot_be_meant(suite, words):
   assert str(raised.value).startswith("--data_folder=no/such/folder ")
 
 
+@pytest.mark.slow
 def test_a_table_holds_every_run_and_names_no_place(tmp_path):
   flags = [
     f"--data_folder={tmp_path}",

@@ -80,6 +80,7 @@ def test_a_configuration_builds(name, monkeypatch):
   assert logits.shape == (2, parts.stream.head_width + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOCAL)
 def test_local_learning_has_the_modules_that_its_docstring_says(
   name, monkeypatch

@@ -18,6 +18,7 @@ def config_of(label):
   return compare.configure(ROWS[label], 0)
 
 
+@pytest.mark.slow
 def test_what_a_device_receives_of_a_collective():
   """A ring's share: its own part does not cross a link."""
 
@@ -56,6 +57,7 @@ def test_rows_that_fill_a_batch_are_no_samples():
 
 
 class TestWalk:
+  @pytest.mark.slow
   def test_counts_steps_exchanges_and_rounds(self):
     run = build(2)
     done = list(curves.walk(run, tiny.feed(run, 0)))

@@ -36,6 +36,7 @@ def test_a_row_stands_for_files_that_are_there(name):
     assert (program.ROOT / "mhil" / f"{file}.py").is_file()
 
 
+@pytest.mark.slow
 def test_all_rows_run_in_one_process(tmp_path):
   """One after the other on other numbers of devices."""
   script = RUN.replace(

@@ -21,6 +21,7 @@ def test_the_same_number_is_the_same_configuration():
   assert [fuzz.draw(4, number) for number in range(50)] != first
 
 
+@pytest.mark.slow
 def test_every_field_is_drawn_with_and_without_sense():
   drawn = {field: [] for field in FIELDS}
   for number in range(6000):

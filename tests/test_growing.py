@@ -129,6 +129,7 @@ class TestBitForBit:
     )
     assert grown.progress.seconds[:3] == before.seconds
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("way", [(1, 4), (3, 1)])
   def test_on_another_mesh(self, way):
     a, b = way

@@ -78,6 +78,7 @@ class TestTraffic:
 
 
 class TestIndependence:
+  @pytest.mark.slow
   def test_a_head_alone_is_bit_identical(self):
     """Head m in a program without the others ends with the same bits."""
     whole = tiny.build(head=3, **EVERY)
@@ -184,6 +185,7 @@ def place(tree, mesh, specs):
 
 
 class TestLayout:
+  @pytest.mark.slow
   def test_heads_do_not_depend_on_the_mesh(self):
     """Three heads on 1, 2 or 3 devices start and end with the same bits."""
     ends = []
@@ -196,6 +198,7 @@ class TestLayout:
       ends.append(canonical(state.bank.params, 3))
     assert same(ends[0], ends[1]) and same(ends[0], ends[2])
 
+  @pytest.mark.slow
   def test_data_axis_changes_only_rounding(self):
     ends = []
     for data in (1, 2, 4):
@@ -240,6 +243,7 @@ class TestOpenAndClosed:
     found = set(predict(run.dataset.test_images).tolist())
     assert found <= set(run.stream.tasks[0])
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("mode", ["new", "readout", "all"])
   @pytest.mark.parametrize("head", [1, 3])
   def test_train_heads(self, mode, head):
@@ -271,6 +275,7 @@ class TestOpenAndClosed:
       features["new"] if mode == "new" else [True] * 3
     )
 
+  @pytest.mark.slow
   def test_padded_classes_never_win(self):
     run = tiny.build(head=1, sizes=(3, 1, 2))
     state = tiny.steps(run, run_lib.start(run), 2, 4)
@@ -381,6 +386,7 @@ class TestJoint:
 
 
 class TestCoupled:
+  @pytest.mark.slow
   def test_distributed_ce_trains_like_ce(self):
     ends = []
     for loss in (losses.ce(), losses.distributed_ce()):
@@ -391,6 +397,7 @@ class TestCoupled:
       # The normaliser is summed in another order; five Adam steps of 1e-3.
       np.testing.assert_allclose(x, y, atol=2e-5)
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("head", [1, 2])
   def test_placement_changes_only_rounding(self, head):
     ends = []
@@ -429,6 +436,7 @@ class TestCost:
       with pytest.raises(Exception, match=r"[Dd]isallowed"):
         state.step + np.ones(3)  # the guard must see a transfer
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("train_heads", ["all", "new"])
   def test_temporary_memory_is_that_of_one_head(self, train_heads):
     recipe = tiny.RECIPE._replace(train_heads=train_heads)

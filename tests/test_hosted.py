@@ -37,6 +37,7 @@ def as_plain(tree):
   return jax.tree.map(np.asarray, tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WAYS)
 def test_equals_the_run_with_rows_on_the_devices(name):
   ours, theirs = (trainer.fit(r) for r in reversed(pair(name)))

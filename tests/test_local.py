@@ -159,6 +159,7 @@ def test_nothing_unused_is_created(mode):
   assert set(params) == set(stats) == want | set(small().pieces)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["R0", "R4", "R1E"])
 def test_a_loss_moves_its_module_and_the_encoders_before_it(mode):
   cut = small_cut(mode)
@@ -183,6 +184,7 @@ def test_a_loss_moves_its_module_and_the_encoders_before_it(mode):
   assert set(grads) == set(jacobian)
 
 
+@pytest.mark.slow
 def test_the_control_is_not_isolated():
   cut, isolated = small_cut("R1E", isolated=False), small_cut("R1E")
   own = set(small().pieces).union(*(encoders("R1E", j) for j in range(3)))
@@ -265,6 +267,7 @@ def test_a_net_starts_alike_in_every_mode():
   jax.tree.map(np.testing.assert_array_equal, one, shared)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["group", "none"])
 def test_other_normalisations_and_dtypes(norm):
   branch = networks.convnet(SHAPE, 4, (4, 6, 6), norm, dtype=jnp.bfloat16)
@@ -288,6 +291,7 @@ def temporary(depth, where, method):
   return take.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_one_module_whatever_the_depth():
   method = modules.Method("R1E", "0c1f")
   short, long = (temporary(depth, "every", method) for depth in (14, 26))
@@ -297,6 +301,7 @@ def test_memory_is_that_of_one_module_whatever_the_depth():
   assert control[1] > 1.5 * control[0]
 
 
+@pytest.mark.slow
 def test_interfaces_are_what_leaves_each_module():
   cut = small_cut("E")
   params, stats = start(cut)
@@ -401,6 +406,7 @@ def stream_run(
   return built(local.local(cut), head=head, data=data, loss=loss, **recipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["group", "batch"])
 @pytest.mark.parametrize("loss", ["dce", "ce"])
 def test_one_module_is_end_to_end_in_a_stream(loss, norm):
@@ -412,6 +418,7 @@ def test_one_module_is_end_to_end_in_a_stream(loss, norm):
   jax.tree.map(np.testing.assert_array_equal, got.bank, want.bank)
 
 
+@pytest.mark.slow
 def test_heads_learn_locally_with_dce():
   run = stream_run(head=2)
   state = run_lib.start(run)
@@ -428,6 +435,7 @@ def test_heads_learn_locally_with_dce():
     assert all(np.all(a[1] == b[1]) for a, b in pairs)  # Still closed.
 
 
+@pytest.mark.slow
 def test_dce_is_the_loss_of_classifier_and_head():
   loss = losses.dce("learned")
   targets = jnp.arange(6) % (CLASSES + 1)
@@ -450,6 +458,7 @@ def test_dce_is_the_loss_of_classifier_and_head():
   np.testing.assert_allclose(last, criterion(logits).mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_old_heads_move_their_readout_only():
   run = stream_run(train_heads="readout")
   state = run_lib.start(run)
@@ -462,6 +471,7 @@ def test_old_heads_move_their_readout_only():
     assert any(np.any(a[0] != b[0]) for a, b in pairs) == (name == "readout")
 
 
+@pytest.mark.slow
 def test_spread_over_data_changes_nothing():
   one, two = (stream_run(data=data, how="contrast") for data in (1, 2))
   got, want = (tiny.steps(run, run_lib.start(run), 0, 3) for run in (two, one))

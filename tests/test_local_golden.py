@@ -191,6 +191,7 @@ def worst(grads, golden):
   return max(error(grads[name], golden[f"grad/{name}"]) for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["contsup_r32_k4_R0"])
 def test_single_precision_is_as_close_as_it_can_be(file):
   golden = golden_fill.load(f"{file}_fill")
@@ -281,6 +282,7 @@ for mode in "R0", "E", "R1":  # One of ResNet-110 is enough.
   del ROWS[f"110-4-{mode}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS)
 def test_parameters_and_multiply_adds_are_the_published_ones(row):
   mode, want = ROWS[row]

@@ -254,6 +254,7 @@ def test_multiply_adds_of_a_loop():
   assert got == 3 * 2 * 4 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "kind, train",
   [("mlp", True), ("convnet", True), ("resnet", True), ("resnet", False)],
@@ -294,6 +295,7 @@ def test_readout_of_features_is_apply():
   jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
+@pytest.mark.slow
 def test_vmapped_init_is_init():
   branch, _ = small("convnet")
   keys = jax.random.split(KEY, 2)
@@ -372,6 +374,7 @@ def test_bfloat16_keeps_float32_where_it_matters(kind):
       assert np.all(np.isfinite(leaf))
 
 
+@pytest.mark.slow
 def test_batch_norm_shares_statistics_over_the_data_axis():
   alone, shape = small("resnet")
   branch, _ = small("resnet", axis="data")

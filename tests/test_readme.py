@@ -51,6 +51,7 @@ def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
   )
 
 
+@pytest.mark.slow
 def test_the_example_trains():
   code = block("python")
   assert sum(bool(line.strip()) for line in code.splitlines()) <= 12
@@ -64,6 +65,7 @@ def test_the_example_trains():
   assert (guessed == true).sum() >= 6  # of 8; chance is below one
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_is_listed(tmp_path):
   folder = tmp_path / "run"
   done = start(

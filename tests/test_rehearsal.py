@@ -142,6 +142,7 @@ class TestMissing:
 
 
 class TestMeshes:
+  @pytest.mark.slow
   @pytest.mark.parametrize("policy", buffer.POLICIES)
   def test_same_draws_on_any_number_of_workers(self, policy):
     """Only keys and rows count, not where the rows lie."""
@@ -186,6 +187,7 @@ def audit(kit, program, shape=rehearsing.SHAPE):
 
 
 class TestTraffic:
+  @pytest.mark.slow
   @pytest.mark.parametrize("w", [2, 8])
   @pytest.mark.parametrize("chunk", [None, 1])
   def test_one_all_to_all_of_the_stated_bytes(self, w, chunk):
@@ -197,6 +199,7 @@ class TestTraffic:
     for program in kit.draw, kit.both:
       assert sharding.collectives(audit(kit, program), kit.mesh) == want
 
+  @pytest.mark.slow
   def test_none_on_one_worker_and_none_with_a_local_scope(self):
     for w, scope in (1, "global"), (4, "local"):
       kit = rehearsing.kit(w=w, scope=scope)
@@ -209,6 +212,7 @@ class TestTraffic:
     layout = buffer.layout("reservoir", 40, 5, 8)
     assert drawing.traffic(layout, 10, count=5) == (50, 30)
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("policy", buffer.POLICIES)
   def test_memory_does_not_grow_with_the_buffer(self, policy):
     """Neither the buffer nor a table of its slots is copied."""
@@ -280,6 +284,7 @@ class TestChunk:
 
 
 class TestRehearse:
+  @pytest.mark.slow
   @pytest.mark.parametrize("policy", buffer.POLICIES)
   def test_draws_before_it_stores(self, policy):
     """As `draw` and `store` in turn; samples of a step come in later draws."""
@@ -334,6 +339,7 @@ class TestExpected:
     stated = rehearsal.expected(kit.layout, held, offered, 8, "global")
     np.testing.assert_allclose(stated, [6, 2, 0, 0, 0], rtol=1e-6)
 
+  @pytest.mark.slow
   def test_belongs_to_the_rows_that_a_step_trains_on(self):
     """Not to those that the step draws for the next one."""
     run = tiny.build()

@@ -171,6 +171,7 @@ def pending(state):
   return [leaf for leaf in jax.tree.leaves(state) if not leaf.is_ready()]
 
 
+@pytest.mark.slow
 def test_in_turn_nothing_is_on_its_way_when_the_next_batch_begins():
   """So what a step in turn takes is what the stages take one by one."""
   turn, once = (build("wide", stage=3, at_once=how) for how in (False, True))

@@ -133,6 +133,7 @@ def of(bank, head, *part):
 
 
 class TestReduction:
+  @pytest.mark.slow
   def test_one_subnet_is_plain_training_bit_for_bit(self):
     """Adam's state is dealt: a reset in each round would be another method."""
     one = trainer.fit(build(1, deal=True))
@@ -142,6 +143,7 @@ class TestReduction:
     for field in "accuracy_matrix", "steps", "parameters":
       assert one.metrics[field] == plain.metrics[field]
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("n", [2, 4])
   def test_a_fresh_branch_is_that_of_plain_training(self, n):
     run, plain = build(n), build(1, plain=True)
@@ -221,6 +223,7 @@ class TestExchange:
       old, leaves(state.bank.apart.index)
     ))  # fmt: skip
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("deal", [False, True])
   def test_the_optimiser_is_reset_or_dealt(self, deal):
     run = build(2, deal=deal)
@@ -251,6 +254,7 @@ class TestTraffic:
   def test_a_local_step_tells_nobody_anything(self, n):
     assert build(n).traffic == []
 
+  @pytest.mark.slow
   def test_beside_heads_and_samples_too(self):
     run = everything()
     assert run.traffic, "gradients are summed over data"
@@ -277,6 +281,7 @@ class TestTraffic:
     assert got == rows * want > 0
     assert {c.axes for c in run.exchanged} == {("subnet",)}
 
+  @pytest.mark.slow
   def test_the_first_deal_is_a_full_exchange(self):
     run, fixed = (build(2, norm="none", renew=x) for x in (True, False))
     assert run.dealt == run.exchanged
@@ -299,6 +304,7 @@ class TestTraffic:
 
 
 class TestSamples:
+  @pytest.mark.slow
   def test_each_subnet_has_its_own(self):
     mesh = sharding.make_mesh(subnet=4)
     batch = transforms.Batch(*(jnp.arange(8) for _ in range(5)))
@@ -315,6 +321,7 @@ class TestSamples:
     for x in got:
       assert np.asarray(x).tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
 
+  @pytest.mark.slow
   def test_a_subnet_without_samples_stands_still(self):
     """Two samples for four subnets, in the last batch of a pass."""
     run = build(4, **RAGGED)
@@ -332,6 +339,7 @@ class TestSamples:
       assert any((x[0, 0, part] != y[0, 0, part]).any()
                  for x, y in zip(before, then))  # fmt: skip
 
+  @pytest.mark.slow
   def test_a_task_is_learnt_and_not_by_chance(self):
     recipe = RECIPE._replace(epochs=30)
     learnt = trainer.fit(build(2, recipe=recipe))
@@ -343,6 +351,7 @@ class TestSamples:
 
 
 class TestBaselines:
+  @pytest.mark.slow
   def test_local_sgd_averages_its_copies(self):
     run = build(2, method="local_sgd")
     before = after(run, EVERY, exchanging=False)
@@ -363,6 +372,7 @@ class TestBaselines:
     assert found == "all-reduce"
     assert sum(c.bytes for c in run.exchanged) == 3 * 4 * (size + stats)
 
+  @pytest.mark.slow
   def test_data_parallel_is_one_net_on_all_samples(self):
     recipe = RECIPE._replace(optimizer=optimizers.sgd(0.9))
     how = {"norm": "none", "recipe": recipe}
@@ -375,6 +385,7 @@ class TestBaselines:
     # samples are a number each.
     assert sharding.bytes_over(run.traffic, "subnet") == 4 * (size + 2)
 
+  @pytest.mark.slow
   def test_data_parallel_weighs_samples_alike_where_a_batch_is_short(self):
     """Two parts have a sample each in the sixth step, two have none."""
     run = build(4, method="data_parallel", **RAGGED)
@@ -388,6 +399,7 @@ class TestBaselines:
     # Six losses of order one, summed in another order.
     np.testing.assert_allclose(found, float(plain.bank.loss[0, 0]), rtol=1e-4)
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("method", ["data_parallel", "local_sgd", "ist"])
   def test_old_heads_can_train_their_readout_alone(self, method):
     """A readout's step is another one than the branch's."""
@@ -413,6 +425,7 @@ class TestBaselines:
 
 
 class TestStatistics:
+  @pytest.mark.slow
   @pytest.mark.parametrize("n", [1, 2])
   def test_collected_ones_are_those_of_the_merged_net(self, n):
     """Or of a net that was never cut."""
@@ -433,6 +446,7 @@ class TestStatistics:
     assert (np.abs(got - mean) < 4 * spread / 32).all()
     assert not same(settled.stats, merged.stats)
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("n", [1, 2])
   def test_a_batch_s_own_go_by_its_company(self, n):
     run = build(n, statistics="batch", plain=n == 1)
@@ -442,6 +456,7 @@ class TestStatistics:
     whole_batch, alone = predict(images), predict(images[:3])
     assert (whole_batch[:3] != alone).any()
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("n", [1, 2])
   def test_what_is_multiplied_does_not_go_by_them(self, n):
     # They are means over the mesh, which a count by the shapes has not.
@@ -461,6 +476,7 @@ class TestStatistics:
 
 
 class TestResume:
+  @pytest.mark.slow
   @pytest.mark.parametrize("stop", [4, 6, 17])
   def test_inside_and_between_rounds_is_bit_identical(self, tmp_path, stop):
     run = everything()

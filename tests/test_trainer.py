@@ -99,6 +99,7 @@ class TestNumbers:
     images = tiny.dataset().test_images[:3]
     assert whole.predict(images).shape == (3,)
 
+  @pytest.mark.slow
   def test_longer_training_beats_the_control_that_cannot_learn(self):
     recipe = tiny.RECIPE._replace(epochs=40)
     learnt = train(recipe._replace(rate=optimizers.constant(1e-2)))
@@ -114,11 +115,13 @@ class TestNumbers:
     closed = [row[3] for row in whole.progress.history if row[0] <= ends[1]]
     assert closed and all(x is None for x in closed)
 
+  @pytest.mark.slow
   def test_seed_moves_the_run(self, whole):
     assert (
       train(seed=1).metrics["params_sha256"] != whole.metrics["params_sha256"]
     )
 
+  @pytest.mark.slow
   def test_same_seed_same_bits_on_other_devices(self, whole):
     assert (
       train(head=3).metrics["params_sha256"] == whole.metrics["params_sha256"]
@@ -137,6 +140,7 @@ class TestNumbers:
 
 
 class TestBounds:
+  @pytest.mark.slow
   def test_from_scratch_starts_every_task_anew(self):
     recipe = tiny.RECIPE._replace(from_scratch=True, cumulative=True)
     run = tiny.build(recipe=recipe, memory=tiny.NONE)
@@ -148,6 +152,7 @@ class TestBounds:
     ):
       np.testing.assert_array_equal(x, y)
 
+  @pytest.mark.slow
   def test_keeping_everything_means_every_sample(self):
     recipe = tiny.RECIPE._replace(cumulative=True)
     run = tiny.build(recipe=recipe, memory=tiny.NONE)
@@ -156,6 +161,7 @@ class TestBounds:
     every = len(tiny.dataset().train_labels)
     assert sorted(rows[rows >= 0].tolist()) == list(range(every))
 
+  @pytest.mark.slow
   def test_no_memory_means_new_samples_only(self):
     run = tiny.build(memory=tiny.NONE, loss=losses.ce())
     rows = np.asarray(inputs.batches(run, tiny.feed(run, 2), 0).order)
@@ -175,6 +181,7 @@ class TestResume:
     assert numbers(rest) == numbers(whole)
     assert rest.progress.history == whole.progress.history
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("heads", [(3, 2), (2, 1), (1, 3)])
   def test_resumed_on_another_mesh(self, whole, tmp_path, heads):
     before, after = heads
@@ -224,6 +231,7 @@ class TestStreamed:
       for streamed in (True, False)
     ]
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("name", RECIPES)
   def test_equals_the_run_in_memory(self, name):
     streamed, held = (trainer.fit(run) for run in self.runs(name))
@@ -265,6 +273,7 @@ class TestStreamed:
     halves = given[0, size // 2], given[size // 2, size]
     np.testing.assert_array_equal(np.concatenate(halves, 1), given[0, size])
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("name", RECIPES)
   @pytest.mark.parametrize("after", [2, 10, 16])
   def test_resume_inside_a_pass(self, tmp_path, name, after):
@@ -279,6 +288,7 @@ class TestStreamed:
       rest = trainer.fit(run, checkpoints=saves, resume=True)
     assert numbers(rest) == numbers(want)
 
+  @pytest.mark.slow
   def test_each_test_part_has_one_shape_and_every_image_counts(self):
     run, held = (
       tiny.build(recipe=tiny.RECIPE._replace(streamed=x, test_batch=4))
@@ -351,6 +361,7 @@ class TestMemories:
   HERDING = tiny.Memory(18, 4, 0, "per_class", "herding")
   RESERVOIR = tiny.Memory(policy="reservoir")
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("memory", [HERDING, RESERVOIR])
   @pytest.mark.parametrize("after", [12, 22, 31])
   def test_resume_inside_any_phase(self, tmp_path, memory, after):
@@ -392,6 +403,7 @@ class TestMemories:
     )
     assert run.transform.held(after.memory).tolist() == held.tolist()
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("policy", ["balanced", "reservoir"])
   def test_balanced_pass_of_a_buffer_that_holds_samples_twice(self, policy):
     recipe = tiny.RECIPE._replace(epochs=3, balanced_epochs=1)
@@ -417,6 +429,7 @@ class TestMemories:
 
 
 class TestDivergence:
+  @pytest.mark.slow
   def test_names_step_head_and_last_save(self, tmp_path):
     recipe = tiny.RECIPE._replace(
       optimizer=optimizers.sgd(),
@@ -432,6 +445,7 @@ class TestDivergence:
     ):
       train(recipe, checkpoints=saves)
 
+  @pytest.mark.slow
   def test_a_state_that_is_not_finite_is_never_saved(self, tmp_path):
     """The loss is still finite when the parameters overflow at step 4."""
     recipe = tiny.RECIPE._replace(
@@ -448,6 +462,7 @@ class TestDivergence:
     ):
       train(recipe, checkpoints=saves)
 
+  @pytest.mark.slow
   @pytest.mark.parametrize(
     "loss, named",
     [
