@@ -124,6 +124,7 @@ def test_the_penalty_and_both_other_axes_too():
   close(*flat)
 
 
+@pytest.mark.slow
 def test_no_program_of_a_stage_holds_a_collective():
   run = staged()
   # begin; guess, look, run, mend and learn where there is something to do. The
@@ -144,6 +145,7 @@ def on_their_own_devices(run, method):
   assert len(everywhere) == len(set(everywhere)) == run.grid.size
 
 
+@pytest.mark.slow
 def test_a_program_has_the_devices_of_its_stage_alone():
   on_their_own_devices(staged(), METHOD)
   on_their_own_devices(swept(), SWEPT)

@@ -43,6 +43,7 @@ def trained(kind, heads=(), head=1):
   return run, done, tables
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EACH)
 def test_together_they_are_the_run_of_one_program(kind):
   _, whole, _ = trained(kind, head=2)

@@ -173,6 +173,7 @@ def test_with_all_traffic_cut_the_result_is_the_same(place):
   same(place, "uncut")
 
 
+@pytest.mark.slow
 class TestMistakes:
   """Each ends in one line that names it, and leaves no network behind."""
 
@@ -215,6 +216,7 @@ class TestMistakes:
     words = r"3\.npy is missing or damaged; train .*no-scores again"
     self.check(place, words, "a", "no-scores", "c")
 
+  @pytest.mark.slow
   def test_scores_that_are_a_pickle(self, place):
     folder = place.copy("b", "pickled")
     with (folder / "scores" / "0.npy").open("wb") as file:

@@ -45,6 +45,7 @@ class TestApart:
     assert column(apart(), "traffic", loss="D-CE") == [0, 0]
     assert column(apart(), "collectives", loss="D-CE") == [0, 0]
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("key", bench_scale.FLAT)
   def test_dce_is_flat(self, key):
     values = column(apart(), key, loss="D-CE")
@@ -87,6 +88,7 @@ class TestApart:
 
 
 class TestOneTask:
+  @pytest.mark.slow
   def test_one_more_costs_the_others_nothing_with_dce(self):
     for key in "more_state", "more_traffic":
       assert column(one_task(), key, loss="D-CE", devices=4) == [0]

@@ -148,6 +148,7 @@ class TestApart:
     traffic = column(table, "traffic", loss="centralised CE")
     assert traffic == [0, 4 * 2 * 8 * 8]
 
+  @pytest.mark.slow
   def test_dce_moves_nothing(self):
     assert column(apart(), "traffic", loss="D-CE") == [0, 0]
     assert column(apart(), "collectives", loss="D-CE") == [0, 0]
@@ -175,6 +176,7 @@ class TestApart:
 class TestTogether:
   """Many heads on one device, in a network that is nearly all state."""
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("train_heads", ["new", "all"])
   def test_seven_more_heads_cost_no_more_than_a_copy_of_one(self, train_heads):
     many, one = held(8, train_heads), held(1, "all")

@@ -102,6 +102,7 @@ class TestCut:
       np.testing.assert_array_equal(x, y)
     assert cutting.left_behind(cut, flat) == {}
 
+  @pytest.mark.slow
   def test_a_subnet_is_the_net_without_the_other_blocks(self):
     """Blocks whose residual is zero hand on what they get, after a ReLU."""
     branch = resnet(1, 5, 1)
@@ -202,6 +203,7 @@ class TestOnTheMesh:
       # Shared layers are averaged, and means of two are exact.
       np.testing.assert_array_equal(x, y)
 
+  @pytest.mark.slow
   def test_bytes_are_those_of_the_formula(self):
     run = build()
     bank = run_lib.start(run).bank.bank

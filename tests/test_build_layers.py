@@ -198,6 +198,7 @@ def test_statistics_are_settled_with_rows_on_the_host_too():
   assert any(np.abs(a - b).max() > 1e-3 for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_probes_are_those_of_the_test_and_of_the_guesses():
   _, result = finished()
   rows = result.progress.probes

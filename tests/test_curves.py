@@ -94,6 +94,7 @@ class TestRepeated:
     run = build(2)
     return run.partition._replace(pairs=pairs, renew=renew)
 
+  @pytest.mark.slow
   def test_where_a_pair_moves_more_than_there_is_room_for(self):
     assert dealing.trips(self.HOME, self.ROUND) == 2
     assert dealing.trips(self.HOME, self.EVEN) == 1

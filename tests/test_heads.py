@@ -49,11 +49,13 @@ def spans_head(run):
 
 
 class TestTraffic:
+  @pytest.mark.slow
   @pytest.mark.parametrize("kind", ["learned", "zero", "per_class", "none"])
   def test_dce_step_has_no_collective_at_all(self, kind):
     run = tiny.build(head=3, loss=losses.dce(kind))
     assert run.traffic == []
 
+  @pytest.mark.slow
   def test_dce_moves_only_gradients_over_data(self):
     run = tiny.build(head=3, data=2)
     assert run.traffic and not spans_head(run)

@@ -278,6 +278,7 @@ def test_chain_of_pieces_is_apply(kind, train):
   jax.tree.map(np.testing.assert_array_equal, moved, want)
 
 
+@pytest.mark.slow
 def test_readout_of_features_is_apply():
   branch, shape = small("resnet")
   params, stats = initial(branch)
@@ -327,6 +328,7 @@ def test_statistics_move_only_in_training(norm):
   assert all(np.any(one != other) for one, other in leaves)
 
 
+@pytest.mark.slow
 def test_group_norm_ignores_the_rest_of_the_batch():
   branch, shape = small("convnet", norm="group")
   params, stats = initial(branch)

@@ -62,6 +62,7 @@ def test_other_parameters_answer_otherwise(whole):
   assert (drawn != done.predict(images)).any()
 
 
+@pytest.mark.slow
 def test_missing_heads_are_named_and_never_answer(tmp_path):
   run, done, _ = test_alone.trained("all", (1,))
   told = serving.save(tmp_path, run, done.state)

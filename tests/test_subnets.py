@@ -152,6 +152,7 @@ class TestReduction:
 
 
 class TestExchange:
+  @pytest.mark.slow
   @pytest.mark.parametrize("n", [2, 4])
   def test_equals_collecting_and_dealing_anew(self, n):
     run = build(n)
@@ -264,6 +265,7 @@ class TestTraffic:
   def test_an_exchange_moves_what_the_formula_says(self, n):
     self.check(build(n))
 
+  @pytest.mark.slow
   def test_the_formula_holds_for_dealt_state_and_several_heads(self):
     self.check(everything())
 
@@ -290,6 +292,7 @@ class TestTraffic:
       # Copies are alike from the start.
       assert build(2, method=method, norm="none").dealt == ()
 
+  @pytest.mark.slow
   def test_fixed_subnets_exchange_what_they_share(self):
     run = build(2, norm="none", renew=False)
     # The readout's bias of three heads.
@@ -392,6 +395,7 @@ class TestBaselines:
     plain = build(1, plain=True, **RAGGED)
     assert_copies_of(after(run, 6), after(plain, 6))
 
+  @pytest.mark.slow
   def test_data_parallel_reports_the_loss_of_all_samples(self):
     run = build(4, method="data_parallel", **RAGGED)
     plain = after(build(1, plain=True, **RAGGED), 6)

@@ -238,6 +238,7 @@ class TestStreamed:
     assert numbers(streamed) == numbers(held)
     assert streamed.progress.history == held.progress.history
 
+  @pytest.mark.slow
   def test_keeps_no_images_on_the_devices(self):
     streamed, held = self.runs("plain")
     assert streamed.train_set.images is streamed.test_set.images is None
