@@ -40,14 +40,14 @@ def claimed(
   # Of a longer run the samples of the shorter one are hashed once.
   begins = functools.cache(functools.partial(longer.begins, parts.dataset))
   given = folder, config, resume, fingerprint, parts, begins
-  with _writing(folder):
+  with cli.writing("workdir", folder):
     _check(*given)
     folder.mkdir(parents=True, exist_ok=True)
     place = os.open(folder, os.O_RDONLY)
   try:
     # The system lets go of it after a kill.
     _lock(folder, place)
-    with _writing(folder):
+    with cli.writing("workdir", folder):
       # Another may have come and gone in between.
       began = _check(*given)
       before = longer.before(folder, began, parts)
@@ -184,17 +184,6 @@ def data_hash(folder: pathlib.Path, flag: str = "workdir") -> str:
       f"--{flag}={folder} has lost {DATA}; restore it, or name another folder"
     )
   return path.read_text(errors="replace").strip()
-
-
-@contextlib.contextmanager
-def _writing(folder: pathlib.Path) -> Iterator[None]:
-  try:
-    yield
-  except OSError as error:
-    raise cli.UserError(
-      f"--workdir={folder} cannot be written ({error.strerror}); name a "
-      "folder that you may write"
-    ) from None
 
 
 @contextlib.contextmanager

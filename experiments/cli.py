@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -58,6 +58,22 @@ def checking():
     if isinstance(error, trainer.Diverged) or not _is_check(error):
       raise
     raise UserError(str(error)) from error
+
+
+@contextlib.contextmanager
+def writing(flag: str, place: pathlib.Path) -> Iterator[None]:
+  """Turns what the system says of a place into a line that names its flag.
+
+  Raises:
+    UserError: if it cannot be written.
+  """
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f"--{flag}={place} cannot be written ({error.strerror or error}); name "
+      "another place"
+    ) from None
 
 
 def define_config() -> None:

@@ -6,10 +6,8 @@ Works for a run of all heads, of some (`--heads`), and for assembled ones. Of
 heads that are missing it says which classes nobody can answer.
 """
 
-import contextlib
 import pathlib
 import tempfile
-from collections.abc import Iterator
 
 from absl import flags
 
@@ -45,24 +43,12 @@ def export(folder: pathlib.Path, out: pathlib.Path) -> dict:
     UserError: for a folder without a finished run, or an `out` that cannot be
       written.
   """
-  with writing(out):
+  with cli.writing("out", out):
     out.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=out).close()
   run, state = restore(folder)
-  with cli.checking(), writing(out):
+  with cli.checking(), cli.writing("out", out):
     return serving.save(out, run, state)
-
-
-@contextlib.contextmanager
-def writing(out: pathlib.Path) -> Iterator[None]:
-  """Turns what the system says of a place into a line that names --out."""
-  try:
-    yield
-  except OSError as error:
-    raise cli.UserError(
-      f"--out={out} cannot be written ({error.strerror or error}); name "
-      "another place"
-    ) from None
 
 
 def restore(folder: pathlib.Path) -> tuple[run_lib.Run, programs.State]:

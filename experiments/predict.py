@@ -44,7 +44,7 @@ def main() -> None:
       start = time.perf_counter()
       classes, *_ = answer(images)
     seconds = time.perf_counter() - start
-    with export.writing(out):
+    with cli.writing("out", out):
       with path.open("wb") as file:
         np.save(file, classes, allow_pickle=False)
       path.rename(out)
@@ -60,7 +60,7 @@ def draft(out: pathlib.Path) -> Iterator[pathlib.Path]:
   Raises:
     UserError: if there can be none, or `out` is there and no plain file.
   """
-  with export.writing(out):
+  with cli.writing("out", out):
     if out.exists() and not out.is_file():
       raise OSError(errno.EEXIST, "it is no file")
     path = out.with_name(f".{out.name}.draft")
