@@ -87,10 +87,13 @@ class Chaos:
   Args:
     place: a folder of its own.
     seed: draws moments and damage; how far a program is then differs.
+    latest: steps up to which it kills; a run that has fewer is spared.
   """
 
-  def __init__(self, place: pathlib.Path, seed: int) -> None:
-    self.place, self.rng = place, random.Random(seed)
+  def __init__(
+    self, place: pathlib.Path, seed: int, latest: int = program.STEPS + EVERY
+  ) -> None:
+    self.place, self.rng, self.latest = place, random.Random(seed), latest
     self.flags = program.tiny_flags(program.save_arrays(place / "data"))
     done = self._forked("whole", False)[0]
     assert done.status == 0, done
@@ -120,8 +123,7 @@ class Chaos:
     """Steps to wait for, and then seconds."""
     if self.rng.random() < 0.3:  # While it starts, restores and compiles.
       return 0, self.rng.uniform(0, 3)
-    # Behind the last step are runs that nobody kills.
-    return self.rng.randint(1, program.STEPS + EVERY), self.rng.uniform(0, 0.15)
+    return self.rng.randint(1, self.latest), self.rng.uniform(0, 0.15)
 
   def stream(self) -> None:
     """One run, disturbed until it is at its end."""

@@ -143,7 +143,7 @@ def test_killed_again_and_again(tmp_path):
   # Drawn anew in every test run; pytest shows it if it fails.
   seed = random.randrange(1 << 20)
   print("chaos of seed", seed)
-  disturbed = chaos.Chaos(tmp_path, seed)
+  disturbed = chaos.Chaos(tmp_path, seed, latest=2 * program.STEPS)
   while disturbed.kills < 4:
     disturbed.stream()
   told = disturbed.told()
