@@ -98,8 +98,9 @@ def read_array(path: pathlib.Path) -> np.ndarray:
       warnings.simplefilter("ignore")
       return np.lib.format.open_memmap(path, mode="r")
   except (*DAMAGE, OSError) as error:
+    told = getattr(error, "strerror", None) or _line(error)
     raise ValueError(
-      f"{path} is no plain array ({_line(error)}); save numbers with "
+      f"{path} is no plain array ({told}); save numbers with "
       "numpy.save, objects are refused since reading them runs code"
     ) from error
 
