@@ -29,9 +29,8 @@ from mhil import sources as sources_lib
 from mhil.losses import MASKED
 
 # Fields in which parts may differ; what lay in a folder is known by its hash.
-FREE = (
-  *("heads", "mesh.head", "data.folder", "checkpoint.every", "checkpoint.keep"),
-)
+FREE = {"heads", "mesh.head", "data.folder"}
+FREE |= {"checkpoint.every", "checkpoint.keep"}
 # Of the step that was run, and not of the one that is built here.
 OF_STEP = "compiles", "collectives", "step_bytes_per_device"
 
@@ -158,8 +157,7 @@ def begun(
     raise cli.UserError(f"--workdir={out} is one of --parts; name another")
   if (out / "metrics.json").exists():
     raise cli.UserError(f"--workdir={out} holds a run already; name another")
-  there = (out / claims.CONFIG).exists()
-  if there:
+  if there := (out / claims.CONFIG).exists():
     claims.check_same(out, config)
   return there
 
@@ -234,7 +232,9 @@ def restore(run: run_lib.Run, part: Part) -> tuple[Any, progress.Progress]:
   with cli.checking(), checkpoint.Checkpoints(folder, writes=False) as saves:
     saved = saves.restore(run_lib.shapes(run_lib.start(run)))
   if saved is None:
-    raise cli.UserError(f"--parts={part.folder} has no sound checkpoint")
+    raise cli.UserError(
+      f"--parts={part.folder} has no sound checkpoint; train it again"
+    )
   state, done = saved[0], progress.from_json(saved[1])
   if done.step != run.phases[-1].steps.stop:
     raise cli.UserError(

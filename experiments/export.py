@@ -61,7 +61,7 @@ def restore(folder: pathlib.Path) -> tuple[run_lib.Run, programs.State]:
   workdir.enable_compilation_cache()
   config = workdir.read_config(folder, "run")
   unfinished = f"--run={folder} is not finished; go on with it by --resume"
-  if not (folder / "metrics.json").is_file():
+  if not (folder / claims.METRICS).is_file():
     raise cli.UserError(unfinished)
   with cli.checking():
     parts = build.parts(config)
