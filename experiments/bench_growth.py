@@ -118,7 +118,7 @@ def _torch(name: str, make: Callable[..., Any], size: Size, tasks: int) -> Case:
 def _numbers(run: Any) -> int:
   """Parameters of all heads."""
   params, _, _ = jax.eval_shape(run.objective.init, jax.random.key(0))
-  return len(run.stream.tasks) * networks.count_parameters(params)
+  return len(run.stream.heads) * networks.count_parameters(params)
 
 
 def _note(size: Size, repetitions: int) -> str:

@@ -73,8 +73,9 @@ def parts(config: config_lib.Config, processes: int = 1) -> Parts:
     stream=config.data.streamed,
     augment=config.data.augment,
   )
-  stream = make_stream(config.stream, dataset.classes)
-  mesh = make_mesh(config.mesh, len(stream.tasks))
+  fixed = config.network.fixed
+  stream = make_stream(config.stream, dataset.classes, fixed)
+  mesh = make_mesh(config.mesh, len(stream.heads))
   recipe = make_recipe(config)
   # The memory is where a step begins.
   transform = make_memory(config, stages.meshes(mesh)[0], dataset)
@@ -89,7 +90,7 @@ def parts(config: config_lib.Config, processes: int = 1) -> Parts:
   prepare.check_parts(mesh, recipe, transform, partition)
   loss = make_loss(config.loss)
   alone.check(config.heads, mesh, stream, loss, transform)
-  network, held = config.network, len(config.heads) or len(stream.tasks)
+  network, held = config.network, len(config.heads) or len(stream.heads)
   told = f"network.name={network.name} with network.widths={network.widths}"
   room.check_heads(mesh, objective, recipe.optimizer, held, told)
   lot = mesh, stream, dataset, objective, loss, recipe, transform
@@ -110,15 +111,17 @@ def make_mesh(mesh: config_lib.Mesh, heads: int) -> Mesh:
   """The mesh; a device without any head would only be waste."""
   if mesh.head > heads:
     raise ValueError(
-      f"mesh.head={mesh.head} is more than the stream's {heads} tasks, so "
-      f"devices would hold no head; use mesh.head={heads} or less"
+      f"mesh.head={mesh.head} is more than the network's heads, {heads}, so "
+      f"devices would hold none; use mesh.head={heads} or less"
     )
   return sharding.make_mesh(
     data=mesh.data, head=mesh.head, stage=mesh.stage, subnet=mesh.subnet
   )
 
 
-def make_stream(stream: config_lib.Stream, classes: int) -> streams.Stream:
+def make_stream(
+  stream: config_lib.Stream, classes: int, fixed: bool = False
+) -> streams.Stream:
   """The stream; `order_seed` -1 keeps the classes in their own order."""
   return streams.class_incremental(
     classes,
@@ -127,6 +130,7 @@ def make_stream(stream: config_lib.Stream, classes: int) -> streams.Stream:
     sizes=stream.sizes or None,
     order=stream.order or None,
     order_seed=None if stream.order_seed < 0 else stream.order_seed,
+    fixed=fixed,
   )
 
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from mhil import (
   blocks,
   cutting,
+  limits,
   networks,
   objectives,
   partitions,
   subnets,
-  validation,
 )
 from mhil import config as config_lib
 
@@ -56,7 +56,7 @@ def cut_of(
   network, n = config.network, config.mesh.subnet
   if config.subnets.method != "ist":
     return branch, branch, cutting.copies(n)
-  if network.name in validation.RESNETS:
+  if network.name in limits.RESNETS:
     cut = blocks.sections(branch, n, config.subnets.dealt)
     whole = blocks.scaled(branch, cut) if config.subnets.scale else branch
     return whole, blocks.subnet(branch, cut), cut

@@ -17,7 +17,7 @@ from absl import app, flags, logging
 from ml_collections.config_flags import config_flags
 
 from mhil import config as config_lib
-from mhil import trainer, validation
+from mhil import limits, trainer
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 OURS = {pathlib.Path(m).resolve().parent for m in (__file__, trainer.__file__)}
@@ -241,7 +241,7 @@ def _wrong_value(message: str) -> str:
   field, value = match.groups()
   default = _fields()[field]
   return (
-    f"{field}={value!r} is not {validation.KINDS[type(default)]}; use for "
+    f"{field}={value!r} is not {limits.KINDS[type(default)]}; use for "
     f"instance {override(field, default)}"
   )
 

@@ -96,7 +96,7 @@ def agree(
   fields = config_lib.flatten(config_lib.to_dict(config))
   fields |= {"--resume": resume, "data_sha256": fingerprint}
   together.agree(fields)
-  together.what = heads_of(parts.mesh, len(parts.stream.tasks))
+  together.what = heads_of(parts.mesh, len(parts.stream.heads))
   together.wait("agreed")
 
 

@@ -48,7 +48,7 @@ def given(parts: setups.Parts, mesh: AbstractMesh) -> Given:
 
   number, classes = shape((), jnp.int32), parts.dataset.classes
   key = shape((), jax.random.key(0).dtype)
-  count = len(parts.stream.tasks)
+  count = len(parts.stream.heads)
   numbers = bank_lib.numbers(range(count), count, mesh)
   fresh = heads.initializer(
     parts.objective, parts.recipe.optimizer, numbers, mesh

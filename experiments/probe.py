@@ -132,8 +132,8 @@ def of_run(folder: pathlib.Path, data_folder: str = "") -> Probed:
 
 def restored(parts: build.Parts, folder: pathlib.Path) -> tuple[Any, Any]:
   """Parameters and statistics of head 0, from the newest save."""
-  tasks = len(parts.stream.tasks)
-  numbers = bank_lib.numbers(range(tasks), tasks, parts.mesh)
+  count = len(parts.stream.heads)
+  numbers = bank_lib.numbers(range(count), count, parts.mesh)
   fresh = heads.initializer(
     parts.objective, parts.recipe.optimizer, numbers, parts.mesh
   )

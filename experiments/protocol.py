@@ -34,9 +34,10 @@ def lines(
   return [
     "",
     "What was compared. Class-incremental: no test image says which task it "
-    "is of. Every task brings a head with it, so a network grows; parameters "
-    "are those after the last task, of all heads, and the two columns of "
-    "bytes are to be added where memory is compared. A step's memory is "
+    "is of. Every task brings a head with it, so a network grows, unless it "
+    "is fixed, one head for all; parameters are those after the last task, of "
+    "all heads, and the two columns of bytes are to be added where memory is "
+    "compared. A step's memory is "
     "arguments and temporary buffers of the compiled program. Milliseconds "
     "are of all heads' tests after the last task over their images, in "
     "batches, on the row's own mesh. A cell is empty where the run is older "
@@ -80,11 +81,12 @@ def _how(config: config_lib.Config) -> list[str]:
   apart = (
     "" if objective == "end_to_end" else f", {objective.replace('_', ' ')}"
   )
+  fixed = ", fixed" if network.fixed else ""
   blocks = "-".join(map(str, network.blocks))
   blocks = f" of {blocks} blocks" if network.name == "resnet" else ""
   return [
     _loss(config),
-    f"{network.name} {widths}".strip() + blocks + norm + apart,
+    f"{network.name} {widths}".strip() + blocks + norm + apart + fixed,
   ]
 
 

@@ -37,6 +37,28 @@ def _losses(config: str) -> list[Row]:
   ]
 
 
+def _fixed(config: str, memory: int, widths: tuple[int, ...]) -> list[Row]:
+  """A network that does not grow, with as many exemplars, then with as much
+  memory as the one that does has in the end.
+
+  Args:
+    config: of the network that grows.
+    memory: exemplars, where what is left of the memory goes there.
+    widths: of the network, where it goes there.
+  """
+  one: dict[str, Any] = CE | {"network.fixed": True, "mesh.head": 1}
+  lines = {
+    "equal exemplars": {},
+    "equal memory by exemplars": {"memory.size": memory},
+    "equal memory by width": {"network.widths": widths},
+    "fine-tuning": OFF | {"memory.size": 0},
+  }
+  return [
+    Row(f"CE, fixed network, {label}", config, one | more)
+    for label, more in lines.items()
+  ]
+
+
 def _subnets(config: str, each: int, n: int) -> list[Row]:
   """Independent subnets beside their baselines; `each` samples a device."""
   spread: dict[str, Any] = {"mesh.subnet": n, "train.batch": each * n}
@@ -162,7 +184,11 @@ SUITES: dict[str, list[Row]] = {
     _control("digits"),
   ],
   "everything": _everything("everything"),
-  "fashion_5x2": [*_losses("fashion_5x2"), _control("fashion_5x2")],
+  "fashion_5x2": [
+    *_losses("fashion_5x2"),
+    *_fixed("fashion_5x2", 1_121, (18, 36, 71)),
+    _control("fashion_5x2"),
+  ],
   "subnets_digits": [
     *(row for n in (2, 4, 8) for row in _subnets("subnets_digits", 32, n)),
     Row("n=4 IST, momentum, reset", "subnets_digits", MOMENTUM),

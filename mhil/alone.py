@@ -46,7 +46,7 @@ def check(
   if not heads_here:
     return
   told = f"heads={','.join(map(str, heads_here))}"
-  known = range(len(stream.tasks))
+  known = range(len(stream.heads))
   if not set(heads_here) <= set(known) or len(set(heads_here)) < len(
     heads_here
   ):
@@ -119,7 +119,8 @@ def tally(run: run_lib.Run, table: np.ndarray) -> metrics.Tally:
   """
   labels = run.dataset.test_labels
   labels = labels[inputs.by_head(run.stream, run.dataset)][: len(table)]
-  owners, columns = run.stream.head_of[labels], run.stream.column_of[labels]
+  stream = run.stream.by_task
+  owners, columns = stream.head_of[labels], stream.column_of[labels]
   everyone = np.ones(len(table), bool)
   counts = scoring.count(table, owners, columns, everyone)
   return metrics.Tally(*map(np.asarray, counts))

@@ -62,9 +62,9 @@ class Network:
   `mlp` (`widths`: hidden units), `convnet` (`widths`: features), `resnet14`,
   `resnet20`, `resnet32`, `resnet110`, `resnet18`, `resnet18_imagenet` (their
   own widths), `resnet` (`widths` of stem and sections, `blocks` of each).
-  `dtype` is that of the computation; parameters stay float32. `output_norm`
-  normalises an mlp's logits by batch. `reads`, unless 0: the
-  classifier is frozen and reads so many features only.
+  `dtype` computes; parameters stay float32. `output_norm` normalises an mlp's
+  logits by batch. `reads`, unless 0: the classifier is frozen and reads so many
+  features. `fixed`: no head a task, but one for all, as a control.
   """
 
   name: str = "mlp"
@@ -74,6 +74,7 @@ class Network:
   blocks: tuple[int, ...] = ()
   output_norm: bool = False
   reads: int = 0
+  fixed: bool = False
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -137,9 +138,8 @@ class LayerParallel:
   `states` come from a `network` or are kept by `sample`, and so are the
   `multipliers`. `beta`, `eta`, `sweeps`, `corrections`, `serial_every` and
   `correction` (`full`, or as controls `no_credit` and `off`): see
-  `coupling.Method`.
-  Auxiliary networks of `depth` hidden layers cost this share of the branch's
-  multiply-adds, and their gradients are multiplied by `rate`.
+  `coupling.Method`. Auxiliary networks of `depth` hidden layers cost this share
+  of the branch's multiply-adds, and their gradients are multiplied by `rate`.
   """
 
   stages: int = 1

@@ -48,7 +48,7 @@ def grow(
   held = run_lib.refit(run, state, like)
   held = jax.tree.map(_placed, held, like)
   entries = max(len(run.stream.tasks), run.numbers.size)
-  return held, progress.widen(done, run.stream.tasks, entries)
+  return held, progress.widen(done, run.stream, entries)
 
 
 def check(tasks: Tasks, stream: streams.Stream) -> None:
@@ -60,6 +60,12 @@ def check(tasks: Tasks, stream: streams.Stream) -> None:
   """
   if not tasks or stream.tasks == tuple(map(tuple, tasks)):
     return
+  if stream.fixed:
+    raise ValueError(
+      "network.fixed=true has one head for the classes that were planned, and "
+      f"stream.sizes={stream.sizes} has other tasks; train it anew, or use "
+      "network.fixed=false from the start"
+    )
   sizes, known = tuple(map(len, tasks)), [c for task in tasks for c in task]
   width = max(sizes)
   if len(known) > len(stream.order):

@@ -117,7 +117,7 @@ def tests(
     return np.asarray(images[part]), labels[part]
 
   for i, part in zip(todo, pipeline.ahead(read, todo)):
-    samples = on_devices(*part, run.stream, run.seed, run.mesh)
+    samples = on_devices(*part, run.stream.by_task, run.seed, run.mesh)
     yield samples, len(order[i :: len(todo)])
 
 
@@ -142,17 +142,17 @@ def resident(
   train = test = None
   if not recipe.streamed:
     train, test = dataset.train_images, dataset.test_images[order]
-  place = functools.partial(on_devices, stream=stream, seed=seed, mesh=mesh)
+  place = functools.partial(on_devices, seed=seed, mesh=mesh)
   return (
-    place(train, dataset.train_labels),
-    place(test, dataset.test_labels[order]),
+    place(train, dataset.train_labels, stream),
+    place(test, dataset.test_labels[order], stream.by_task),
   )
 
 
 def by_head(stream: streams.Stream, dataset: data_lib.Dataset) -> np.ndarray:
-  """Test rows by head, so that unseen ones come last, and then by class."""
+  """Test rows by task, so that unseen ones come last, and then by class."""
   labels = dataset.test_labels
-  return np.lexsort((labels, stream.head_of[labels]))
+  return np.lexsort((labels, stream.by_task.head_of[labels]))
 
 
 def on_devices(
@@ -175,7 +175,7 @@ def shapes(run: run_lib.Run) -> tuple[programs.Samples, programs.Samples]:
     return run.train_set, run.test_set
   size = run.recipe.test_batch
   labels = np.resize(run.dataset.test_labels, size)
-  test = on_devices(None, labels, run.stream, run.seed, run.mesh)
+  test = on_devices(None, labels, run.stream.by_task, run.seed, run.mesh)
   return (
     run.train_set._replace(images=_shape(run, run.recipe.batch, P("data"))),
     test._replace(images=_shape(run, size, P())),

@@ -33,12 +33,12 @@ def open_phase(
     held: rows in the memory; only a balanced phase reads them.
   """
   stream, labels = run.stream, run.dataset.train_labels
-  seen = np.zeros((len(stream.tasks), stream.head_width), bool)
+  seen = np.zeros((len(stream.heads), stream.head_width), bool)
   classes = list(stream.seen(phase.task))
   seen[stream.head_of[classes], stream.column_of[classes]] = True
   counts = plan.counts(phase, stream, labels, run.recipe, held)
   task = bank_lib.Task(
-    run_lib.scalar(phase.task + 1, run.mesh),
+    run_lib.scalar(stream.newest(phase.task) + 1, run.mesh),
     run_lib.scalar(phase.steps.start, run.mesh),
     run_lib.scalar(len(phase.steps), run.mesh),
     sharding.replicated(np.bool_(phase.balanced), run.mesh),
@@ -82,14 +82,15 @@ def whole(run: run_lib.Run, state: programs.State, t: int) -> bank_lib.Bank:
 def features(
   run: run_lib.Run, state: programs.State, t: int, rows: np.ndarray
 ) -> np.ndarray:
-  """Features `[n, f]` of training samples in head `t`, for herding."""
+  """Features `[n, f]` of training samples in task `t`'s head, for herding."""
   bank, images = whole(run, state, t), run.dataset.train_images
-  return _of_head(run, run.features, bank, t, images, rows)
+  head = run.stream.newest(t)
+  return _of_head(run, run.features, bank, head, images, rows)
 
 
-def _of_head(run, program, bank, t, images, rows):
-  """What a program of head `t` makes of images, batch by batch."""
-  found, row = [], run.heads.index(t)
+def _of_head(run, program, bank, head, images, rows):
+  """What a program of a head makes of images, batch by batch."""
+  found, row = [], run.heads.index(head)
   batch = run.recipe.test_batch
   for start in range(0, len(rows), batch):
     part = rows[start : start + batch]
@@ -134,10 +135,11 @@ def probe(run: run_lib.Run, state: programs.State, t: int) -> dict[str, float]:
   stream, dataset, rows = run.stream, run.dataset, []
   bank = run.whole(state.bank)
   for head in run_lib.opened(run, t):
-    mine = np.flatnonzero(stream.head_of[dataset.test_labels] == head)
+    known = [c for c in stream.heads[head] if c in stream.seen(t)]
+    mine = np.flatnonzero(np.isin(dataset.test_labels, known))
     found = _of_head(run, run.probe, bank, head, dataset.test_images, mine)
     column = stream.column_of[dataset.test_labels[mine]]
-    width = stream.sizes[head]
+    width = len(known)
     rows.append(
       {
         name: (x[:, :width].argmax(1) == column) if x.ndim == 2 else x
@@ -162,9 +164,11 @@ def evaluate(
 
 
 def class_scores(run: run_lib.Run):
-  """`(bank, task, images) -> [b, heads, c]` of a run; see `scoring`."""
+  """`(bank, task, images) -> [b, tasks, c]` of a run; see `scoring`."""
   parts = run.mesh, run.dataset, run.objective, run.loss
-  return scoring.class_scores(*parts, run.numbers, len(run.stream.tasks))
+  count = len(run.stream.heads)
+  scores = scoring.class_scores(*parts, run.numbers, count)
+  return scoring.by_task(scores, run.stream)
 
 
 def predictor(run: run_lib.Run, state: programs.State, t: int):

@@ -51,10 +51,10 @@ def build(
   transform = transform or transforms.none(dataset.classes)
   check(mesh, stream, dataset, recipe, transform.size)
   check_spread(mesh, objective, transform)
-  check_side(mesh, objective, len(heads_here) or len(stream.tasks))
+  check_side(mesh, objective, len(heads_here) or len(stream.heads))
   check_parts(mesh, recipe, transform, partition)
   alone.check(heads_here, mesh, stream, loss, transform)
-  home, count = stages.meshes(mesh)[0], len(stream.tasks)
+  home, count = stages.meshes(mesh)[0], len(stream.heads)
   here = tuple(sorted(heads_here)) or tuple(range(count))
   numbers = bank_lib.numbers(here, count, home)
   run = Run(
@@ -94,9 +94,9 @@ def build(
     run = assembly.whole(run)
   bank = start(run).bank
   tally = scoring.evaluate(
-    scoring.class_scores(home, dataset, objective, loss, numbers, count),
+    phases.class_scores(run),
     inputs.test_batch(home, recipe),
-    max(count, numbers.size),
+    max(len(stream.tasks), numbers.size),
   )
   tallying = jax.jit(tally).lower(
     run.whole(bank),

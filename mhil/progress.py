@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mhil import across, metrics
+from mhil import across, metrics, streams
 
 NO_TABLE = np.zeros((0, 0), np.int32)
 
@@ -62,11 +62,11 @@ class Recorder:
     done: Progress,
     log: Callable[[int, dict[str, float]], None],
     heads: Sequence[int],
-    tasks: int,
+    count: int,
   ):
     self.step = done.step
     self._done, self._log = done, log
-    self._heads, self._tasks = heads, tasks
+    self._heads, self._count = heads, count
     self._pending: tuple | None = None
     self._compiled: int | None = None
     self._stepping: float | None = None
@@ -121,7 +121,7 @@ class Recorder:
     # The mesh may hold more entries than there are heads.
     mean = dict(zip(self._heads, _of_heads(loss).mean(1) / steps))
     row = tuple(
-      float(mean[i]) if i in training else None for i in range(self._tasks)
+      float(mean[i]) if i in training else None for i in range(self._count)
     )
     self._done = self._done._replace(
       history=(*self._done.history, (step, *row))
@@ -227,14 +227,12 @@ def measured(done: Progress) -> dict[str, Any]:
   }
 
 
-def widen(
-  done: Progress, tasks: tuple[tuple[int, ...], ...], entries: int
-) -> Progress:
+def widen(done: Progress, stream: streams.Stream, entries: int) -> Progress:
   """What was measured of a stream, as a stream with more tasks measures it.
 
   Args:
     done: so far.
-    tasks: of the longer stream.
+    stream: the longer one.
     entries: of its tallies; one a head, and more where a mesh holds more.
   """
 
@@ -245,10 +243,11 @@ def widen(
     return np.pad(count, [(0, entries - n) for n in count.shape])
 
   history = tuple(
-    (*row, *(None,) * (1 + len(tasks) - len(row))) for row in done.history
+    (*row, *(None,) * (1 + len(stream.heads) - len(row)))
+    for row in done.history
   )
   tallies = tuple(metrics.Tally(*map(fit, tally)) for tally in done.tallies)
-  return done._replace(history=history, tallies=tallies, tasks=tasks)
+  return done._replace(history=history, tallies=tallies, tasks=stream.tasks)
 
 
 def to_json(done: Progress) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class Run(NamedTuple):
   @property
   def numbers(self) -> np.ndarray:
     """`[l, h]`, the heads as the bank holds them; see `bank.numbers`."""
-    return bank_lib.numbers(self.heads, len(self.stream.tasks), self.mesh)
+    return bank_lib.numbers(self.heads, len(self.stream.heads), self.mesh)
 
   def phases_of(self, t: int) -> tuple[plan.Phase, ...]:
     """The phases of task `t`, in order."""
@@ -203,13 +203,13 @@ def renew(run: Run, state: programs.State, t: int) -> programs.State:
 
 def training(run: Run, t: int) -> tuple[int, ...]:
   """Heads of those here that learn in task `t`."""
-  new = run.recipe.train_heads == "new"
-  return tuple(i for i in opened(run, t) if i == t or not new)
+  new, last = run.recipe.train_heads == "new", run.stream.newest(t)
+  return tuple(i for i in opened(run, t) if i == last or not new)
 
 
 def opened(run: Run, t: int) -> tuple[int, ...]:
   """Heads of those here that are open in task `t`."""
-  return tuple(head for head in run.heads if head <= t)
+  return tuple(head for head in run.heads if head <= run.stream.newest(t))
 
 
 def read(state: programs.State):

@@ -12,7 +12,15 @@ import numpy as np
 from jax import lax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
-from mhil import augment, heads, losses, metrics, objectives, programs
+from mhil import (
+  augment,
+  heads,
+  losses,
+  metrics,
+  objectives,
+  programs,
+  streams,
+)
 from mhil import bank as bank_lib
 from mhil import data as data_lib
 
@@ -56,6 +64,22 @@ def class_scores(
     return blank.at[:, numbers.flatten()].set(out, mode="drop")
 
   return scores
+
+
+def by_task(
+  scores: Callable[..., jax.Array], stream: streams.Stream
+) -> Callable[..., jax.Array]:
+  """The scores of a fixed network as if each task had a head."""
+  if not stream.fixed:
+    return scores
+  class_of = stream.by_task.class_of
+  columns = stream.column_of[class_of]
+
+  def run(bank, task, images):
+    table = scores(bank, task, images)[:, 0, columns]
+    return jnp.where(class_of < 0, losses.MASKED, table)
+
+  return run
 
 
 def winner(

@@ -57,15 +57,15 @@ def program(
 
 def about(run: run_lib.Run, state: programs.State) -> dict[str, Any]:
   """What a network answers, and what made it; JSON-safe."""
-  tasks, image = run.stream.tasks, run.dataset.test_images
-  missing = sorted(set(range(len(tasks))) - set(run.heads))
+  heads, image = run.stream.heads, run.dataset.test_images
+  missing = sorted(set(range(len(heads))) - set(run.heads))
   told = facts.of_run(run, state)
   return {
     "image_shape": list(image.shape[1:]),
     "image_dtype": str(image.dtype),
-    "classes": [c for head in run.heads for c in tasks[head]],
+    "classes": [c for head in run.heads for c in heads[head]],
     "missing_heads": missing,
-    "missing_classes": [c for head in missing for c in tasks[head]],
+    "missing_classes": [c for head in missing for c in heads[head]],
     "data": run.dataset.name.partition(":")[0],
     "params_sha256": told["params_sha256"],
     "versions": told["versions"],

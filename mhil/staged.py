@@ -68,7 +68,7 @@ def fresh(
 ) -> Callable[[Any], tuple[Part, ...]]:
   """`key on home -> parts`, without optimiser; each knows an empty batch."""
   flight = _empty_flight(run)
-  l, h = bank_lib.rows(len(run.stream.tasks), run.mesh)
+  l, h = bank_lib.rows(len(run.stream.heads), run.mesh)
   b = flight.batch.weight.shape[0]
 
   def blank(arrives, here):

@@ -2,9 +2,10 @@
 
 A stream deals the classes of a data set into tasks, task after task along
 one class order. Task `t` opens head `t`; a class's column inside its head is
-its place in the task. The names of protocols are the field's: "B0" cuts all
-classes into equal tasks, "B50 with 5 steps" begins with 50 classes and adds
-the rest in five equal tasks.
+its place in the task. A fixed network has one head instead, in which a class's
+column is its place in the order. The names of protocols are the field's: "B0"
+cuts all classes into equal tasks, "B50 with 5 steps" begins with 50 classes and
+adds the rest in five equal tasks.
 """
 
 from collections import Counter
@@ -19,9 +20,11 @@ class Stream(NamedTuple):
 
   Attributes:
     tasks: original class ids of each task, in the order of arrival.
+    fixed: one head has the classes of all tasks.
   """
 
   tasks: tuple[tuple[int, ...], ...]
+  fixed: bool = False
 
   @property
   def order(self) -> tuple[int, ...]:
@@ -34,33 +37,47 @@ class Stream(NamedTuple):
     return tuple(len(task) for task in self.tasks)
 
   @property
+  def by_task(self) -> "Stream":
+    """The same tasks with a head each, as tests tell of them."""
+    return Stream(self.tasks)
+
+  @property
+  def heads(self) -> tuple[tuple[int, ...], ...]:
+    """Original class ids of each head, in the order of its columns."""
+    return (self.order,) if self.fixed else self.tasks
+
+  @property
   def head_width(self) -> int:
-    """Classes of the largest task, to which every head is padded."""
-    return max(self.sizes)
+    """Classes of the largest head, to which every head is padded."""
+    return max(map(len, self.heads))
 
   @property
   def head_of(self) -> np.ndarray:
-    """Task, and so head, of each original class: `[classes]` int32."""
+    """Head of each original class: `[classes]` int32."""
     head = np.empty(len(self.order), np.int32)
-    for t, task in enumerate(self.tasks):
-      head[list(task)] = t
+    for i, classes in enumerate(self.heads):
+      head[list(classes)] = i
     return head
 
   @property
   def column_of(self) -> np.ndarray:
     """Column of each original class inside its head: `[classes]` int32."""
     column = np.empty(len(self.order), np.int32)
-    for task in self.tasks:
-      column[list(task)] = np.arange(len(task))
+    for classes in self.heads:
+      column[list(classes)] = np.arange(len(classes))
     return column
 
   @property
   def class_of(self) -> np.ndarray:
-    """Original class of each head's columns: `[tasks, width]`, -1 if none."""
-    table = np.full((len(self.tasks), self.head_width), -1)
-    for t, task in enumerate(self.tasks):
-      table[t, : len(task)] = task
+    """Original class of each head's columns: `[heads, width]`, -1 if none."""
+    table = np.full((len(self.heads), self.head_width), -1)
+    for i, classes in enumerate(self.heads):
+      table[i, : len(classes)] = classes
     return table
+
+  def newest(self, t: int) -> int:
+    """The head of task `t`."""
+    return 0 if self.fixed else t
 
   def seen(self, t: int) -> tuple[int, ...]:
     """Original class ids that have arrived once task `t` is over."""
@@ -79,6 +96,7 @@ def class_incremental(
   order: Sequence[int] | np.ndarray | None = None,
   order_seed: int | None = 0,
   sizes: Sequence[int] | np.ndarray | None = None,
+  fixed: bool = False,
 ) -> Stream:
   """Deals `classes` into tasks of `increment` classes along one class order.
 
@@ -94,6 +112,7 @@ def class_incremental(
       `numpy.random.RandomState(order_seed).permutation(classes)`, the rule of
       the field's toolboxes (their usual seed is 1993); None keeps `0, 1, ..`.
     sizes: classes of each task, for unequal tasks.
+    fixed: one head for the classes of all tasks, see `Stream`.
 
   Returns:
     The stream.
@@ -117,7 +136,8 @@ def class_incremental(
   _check_sizes(classes, sizes)
   ids = _class_order(classes, order, order_seed)
   ends = np.cumsum(sizes)
-  return Stream(tuple(ids[end - size : end] for size, end in zip(sizes, ends)))
+  tasks = tuple(ids[end - size : end] for size, end in zip(sizes, ends))
+  return Stream(tasks, fixed)
 
 
 def _equal_sizes(

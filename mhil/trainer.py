@@ -151,7 +151,7 @@ def fit(
   # 1. Draw the heads, or take them from the newest save or an earlier run.
   stream, recipe = run.stream, run.recipe
   state, done = _begin(run, checkpoints if resume else None, after)
-  note = progress.Recorder(done, log, run.heads, len(stream.tasks))
+  note = progress.Recorder(done, log, run.heads, len(stream.heads))
   pace = run_lib.Pace(run)
   score = alone.scorer(run) if scored else None
   meter = tqdm.tqdm(

@@ -4,99 +4,10 @@ import dataclasses
 from typing import Any
 
 from mhil import config as config_lib
+from mhil.limits import CHOICES, INF, KINDS, MOST, RANGE, RESNETS
 
-RESNETS = (
-  *(f"resnet{depth}" for depth in (14, 20, 32, 110, 18)),
-  "resnet18_imagenet",
-  "resnet",
-)
-CHOICES = {
-  "network.name": ("mlp", "convnet", *RESNETS),
-  "network.dtype": ("float32", "bfloat16"),
-  "network.norm": ("none", "batch", "group"),
-  "subnets.method": ("ist", "local_sgd", "data_parallel"),
-  "subnets.state": ("reset", "deal"),
-  "subnets.statistics": ("running", "batch", "collected"),
-  "subnets.dealt": ("longest", "all"),
-  "objective.name": ("end_to_end", "local", "layer_parallel"),
-  "local.lists": ("published", "balanced", "measured"),
-  "local.mode": ("R0", "E", "R1", "R1E", "R2", "R4", "R8", "R16"),
-  "local.classifier": ("0c1f", "0c2f", "1c1f", "1c2f", "1c3f", "2c2f"),
-  "local.loss": ("softmax", "contrast"),
-  "layer_parallel.method": ("penalty", "lagrangian"),
-  "layer_parallel.states": ("network", "sample"),
-  "layer_parallel.multipliers": ("network", "sample"),
-  "loss.name": ("dce", "distributed_ce", "ce"),
-  "loss.reference": ("learned", "zero", "per_class", "none"),
-  "loss.correction": ("auto", "on", "off"),
-  "optimizer.name": ("adam", "sgd"),
-  "optimizer.schedule": ("constant", "cosine", "epoch_cosine", "steps"),
-  "memory.policy": ("balanced", "per_class", "reservoir"),
-  "memory.selection": ("stream", "herding"),
-  "memory.scope": ("global", "local"),
-  "memory.place": ("device", "host"),
-  "train.train_heads": ("all", "readout", "new"),
-}
 # What can be cut along mesh.stage.
 STAGED = ("local", "layer_parallel")
-KINDS: dict[type, str] = {
-  bool: "true or false",
-  int: "a whole number",
-  float: "a number",
-  str: "text",
-  tuple: "a tuple of whole numbers below 2**31",
-}
-INF = float("inf")
-# A program has each pass written out, and takes the longer to compile.
-PASSES = 64
-# What a device counts in, and a little less than what a float32 can hold.
-MOST: dict[type, float] = {int: 2**31 - 1, float: 3.4e38}
-# Smallest and largest value. A learning rate of 0 is the control that must
-# not learn; numpy takes no seed of more than 32 bits.
-RANGE: dict[str, tuple[float, float]] = {
-  "seed": (0, 2**32 - 1),
-  "mesh.data": (1, INF),
-  "mesh.head": (1, INF),
-  "mesh.stage": (1, INF),
-  "mesh.subnet": (1, INF),
-  "stream.base": (0, INF),
-  "stream.increment": (1, INF),
-  "stream.order_seed": (-1, 2**32 - 1),
-  "data.limit": (0, INF),
-  "subnets.local_steps": (1, INF),
-  "network.reads": (0, INF),
-  "local.modules": (1, INF),
-  "local.restore_first": (0, INF),
-  "local.restore_last": (0, INF),
-  "local.task_first": (0, INF),
-  "local.task_last": (0, INF),
-  "layer_parallel.stages": (1, INF),
-  "layer_parallel.beta": (0, INF),
-  "layer_parallel.eta": (0, INF),
-  "layer_parallel.sweeps": (0, PASSES),
-  "layer_parallel.corrections": (1, PASSES),
-  "layer_parallel.serial_every": (0, INF),
-  "layer_parallel.cost": (0, 1),
-  "layer_parallel.depth": (1, 16),
-  "layer_parallel.rate": (0, INF),
-  "loss.smoothing": (0, 0.99),
-  "memory.size": (-1, INF),
-  "memory.draws": (1, INF),
-  "memory.candidates": (0, INF),
-  "optimizer.clip": (0, INF),
-  "optimizer.factor": (0, 1),
-  "optimizer.warm_up": (0, INF),
-  "train.balanced_epochs": (0, INF),
-  "train.balanced_rate": (0, INF),
-  "optimizer.learning_rate": (0, INF),
-  "optimizer.momentum": (0, 1),
-  "optimizer.weight_decay": (0, INF),
-  "train.epochs": (1, INF),
-  "train.batch": (1, INF),
-  "train.log_every": (1, INF),
-  "checkpoint.every": (0, INF),
-  "checkpoint.keep": (1, INF),
-}
 
 
 def validate(config: config_lib.Config) -> None:
@@ -133,6 +44,7 @@ def validate(config: config_lib.Config) -> None:
       "normalisation; use network.norm=batch or network.norm=group"
     )
   _check_network(config.network)
+  _check_fixed(config)
   _check_subnets(config)
   if not config.network.widths or min(config.network.widths) < 1:
     raise ValueError(
@@ -238,6 +150,20 @@ def _check_network(network: config_lib.Network) -> None:
       f"network.output_norm=true is not offered for network.name="
       f"{network.name}; use network.name=mlp"
     )
+
+
+def _check_fixed(config: config_lib.Config) -> None:
+  """One head: nothing to couple, to freeze or to give to other processes."""
+  if not config.network.fixed:
+    return
+  wanted = {"loss.name": "ce", "train.train_heads": "all", "heads": ()}
+  flat = config_lib.flatten(config_lib.to_dict(config))
+  for field, value in wanted.items():
+    if flat[field] != value:
+      raise ValueError(
+        f"{field}={flat[field]} has no meaning for the one head of "
+        f"network.fixed=true; use {field}={value} or network.fixed=false"
+      )
 
 
 def _check_subnets(config: config_lib.Config) -> None:

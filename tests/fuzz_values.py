@@ -4,7 +4,7 @@ Names of data sets stand for folders that `tests.fuzz` makes.
 """
 
 from mhil import config as config_lib
-from mhil import validation
+from mhil import limits
 
 # Ten classes in each: 2x2 grey, 8x8 colour with crops and flips, vectors.
 SETS = "small", "picture", "flat"
@@ -61,6 +61,7 @@ WAYS = (
   {"stream.sizes": (3, 4, 3), "mesh.data": 2, "mesh.head": 2},
   {"loss.name": "ce", "mesh.head": 2},
   {"loss.name": "distributed_ce", "mesh.head": 5},
+  {"network.fixed": True, "loss.name": "ce", "mesh.data": 2},
   {"train.train_heads": "new", "checkpoint.every": 1},
   {"train.train_heads": "readout", "train.balanced_epochs": 1},
   {"train.from_scratch": True, "memory.size": -1},
@@ -184,8 +185,8 @@ def sensible(field: str, default) -> tuple:
   """Values that some configuration could have."""
   if isinstance(default, bool):
     return False, True
-  if field in validation.CHOICES:
-    return tuple(x for x in validation.CHOICES[field] if x not in SLOW)
+  if field in limits.CHOICES:
+    return tuple(x for x in limits.CHOICES[field] if x not in SLOW)
   return (NUMBERS | NAMES)[field]
 
 

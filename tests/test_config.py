@@ -6,7 +6,7 @@ import json
 import pytest
 
 from mhil import config as config_lib
-from mhil import modules, validation
+from mhil import limits, modules, validation
 
 
 def changed(field, value):
@@ -38,7 +38,7 @@ def test_every_field_refuses_every_other_type(field):
     fits = type(value) is kind or (kind is float and type(value) is int)
     if not fits:
       message = refused(field, value)
-      assert validation.KINDS[kind] in message
+      assert limits.KINDS[kind] in message
 
 
 @pytest.mark.parametrize("value", [(1.5,), ("a",), (True,), ((1,),)])
@@ -46,24 +46,24 @@ def test_a_tuple_holds_whole_numbers_only(value):
   assert repr(value) in refused("network.widths", value)
 
 
-@pytest.mark.parametrize("field", validation.CHOICES)
+@pytest.mark.parametrize("field", limits.CHOICES)
 def test_a_choice_lists_what_is_known(field):
   message = refused(field, "nonsense")
-  assert all(known in message for known in validation.CHOICES[field])
+  assert all(known in message for known in limits.CHOICES[field])
 
 
-@pytest.mark.parametrize("field", validation.RANGE)
+@pytest.mark.parametrize("field", limits.RANGE)
 def test_a_number_stays_in_its_range(field):
-  least, most = validation.RANGE[field]
+  least, most = limits.RANGE[field]
   kind = type(FIELDS[field])
   assert f"use {least}" in refused(field, kind(least - 1))
-  if most < validation.INF:
+  if most < limits.INF:
     assert str(most) in refused(field, kind(most + 1))
   if kind is float:
     refused(field, float("nan"))
     refused(field, float("inf"))
     refused(field, float("-inf"))
-  elif most == validation.INF:
+  elif most == limits.INF:
     assert "to 2147483647" in refused(field, 2**31)
   if kind is float:
     # Neither a float32 nor, where a file writes it out, a float64.
@@ -71,20 +71,20 @@ def test_a_number_stays_in_its_range(field):
       assert f"use {least} to " in refused(field, huge)
 
 
-@pytest.mark.parametrize("field", validation.RANGE)
+@pytest.mark.parametrize("field", limits.RANGE)
 def test_the_ends_of_a_range_are_allowed(field):
   config = changed("train.batch", 8)
   if field.startswith("local."):  # Read by local learning only.
     config.objective.name = "local"
-  for end in validation.RANGE[field]:
-    if end < validation.INF:
+  for end in limits.RANGE[field]:
+    if end < limits.INF:
       config_lib.assign(config, field, type(FIELDS[field])(end))
       validation.validate(config)
 
 
 def test_every_number_has_a_range():
   numbers = {f for f, v in FIELDS.items() if type(v) in (int, float)}
-  assert numbers == validation.RANGE.keys()
+  assert numbers == limits.RANGE.keys()
 
 
 @pytest.mark.parametrize("field", ["network.widths", "stream.order", "heads"])
@@ -151,7 +151,7 @@ def test_validation_changes_nothing():
 
 def test_choices_are_those_of_the_library():
   for field, known in modules.CHOICES.items():
-    assert validation.CHOICES[f"local.{field}"] == known
+    assert limits.CHOICES[f"local.{field}"] == known
 
 
 def local(**changes):

@@ -13,7 +13,7 @@ import sys
 import pytest
 
 import mhil
-from mhil import config, validation
+from mhil import config, limits
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -108,7 +108,7 @@ def test_code_of_a_page_is_in_order(page):
 )
 def test_places_that_a_page_names_are_where_choices_are(page, field):
   text = (DOCS / "how-to" / f"{page}.md").read_text(encoding="utf-8")
-  assert (field or "objective.name") in validation.CHOICES
+  assert (field or "objective.name") in limits.CHOICES
   build = ast.parse((ROOT / "experiments" / "build.py").read_text())
   functions = {n.name for n in build.body if isinstance(n, ast.FunctionDef)}
   named = re.findall(r"`(make_\w+)` of\n?\s*\[experiments/build.py\]", text)

@@ -331,7 +331,7 @@ class TestProgress:
   @pytest.mark.parametrize("entries", [2, 3])
   def test_it_is_that_of_more_tasks(self, entries):
     tasks = ((0,), (1,), (2,))
-    wide = progress.widen(self.done(entries), tasks, 4)
+    wide = progress.widen(self.done(entries), streams.Stream(tasks), 4)
     assert wide.history == ((4, 0.5, None, None),) and wide.tasks == tasks
     (tally,) = wide.tallies
     assert tally.total.tolist() == [*range(1, entries + 1), *[0] * 4][:4]
@@ -342,12 +342,14 @@ class TestProgress:
     done = self.done(2)
     dropped = done.tallies[0]._replace(confusion=np.zeros((0, 0), int))
     done = done._replace(tallies=(dropped, done.tallies[0]))
-    first, second = progress.widen(done, ((0,), (1,), (2,)), 4).tallies
+    longer = streams.Stream(((0,), (1,), (2,)))
+    first, second = progress.widen(done, longer, 4).tallies
     assert first.confusion.shape == (0, 0) and second.confusion.shape == (4, 4)
     assert first.total.tolist() == [1, 2, 0, 0]
 
   def test_entries_of_no_head_go(self):
-    (tally,) = progress.widen(self.done(4), ((0,), (1,)), 2).tallies
+    same = streams.Stream(((0,), (1,)))
+    (tally,) = progress.widen(self.done(4), same, 2).tallies
     assert tally.total.tolist() == [1, 2]
     assert tally.confusion.tolist() == [[1, 0], [0, 1]]
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
-from mhil import config, losses, validation
+from mhil import config, limits, losses
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -113,16 +113,16 @@ def test_configuration_table_is_whole():
   for row in rows:
     for name, inner in re.findall(r"`(\w+)` \((.*?)\)", row[1]):
       field = f"{row[0].strip('`')}.{name}"
-      if field in validation.CHOICES:
-        assert tuple(re.findall(r"\w+", inner)) == validation.CHOICES[field]
+      if field in limits.CHOICES:
+        assert tuple(re.findall(r"\w+", inner)) == limits.CHOICES[field]
 
 
 def test_losses_table_is_whole():
   rows = table("How the losses differ")
   named = [row[0].strip("`") for row in rows]
-  assert set(named) == set(validation.CHOICES["loss.name"])
+  assert set(named) == set(limits.CHOICES["loss.name"])
   references = [row[1].strip("`") for row in rows if row[0] == "`dce`"]
-  assert tuple(references) == validation.CHOICES["loss.reference"]
+  assert tuple(references) == limits.CHOICES["loss.reference"]
   for row in rows:
     name, reference = row[0].strip("`"), row[1].strip("`")
     make = getattr(losses, name)
