@@ -44,8 +44,9 @@ def export(folder: pathlib.Path, out: pathlib.Path) -> dict:
       written.
   """
   with cli.writing("out", out):
-    out.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=out).close()
+    # Where the folder is to be, so that none is left behind by a mistake.
+    there = next(place for place in (out, *out.parents) if place.exists())
+    tempfile.TemporaryFile(dir=there).close()
   run, state = restore(folder)
   with cli.checking(), cli.writing("out", out):
     return serving.save(out, run, state)
@@ -67,8 +68,8 @@ def restore(folder: pathlib.Path) -> tuple[run_lib.Run, programs.State]:
     parts = build.parts(config)
     claims.check_data(folder, data.fingerprint(parts.dataset), "run")
     # The network has the mean and the deviation of the pixels in it.
-    if began := longer.read(folder):
-      longer.check_pixels(folder, began, config, parts.dataset)
+    if began := longer.read(folder, "run"):
+      longer.check_pixels(folder, began, config, parts.dataset, "run")
     run = prepare.build(*parts[:6], config.seed, *parts[6:], config.heads)
     like = run_lib.shapes(run_lib.start(run))
     with checkpoint.Checkpoints(

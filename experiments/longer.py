@@ -71,14 +71,14 @@ def pixels(dataset: data.Dataset) -> dict[str, Any]:
   return {name: getattr(dataset, name) for name in PIXELS}
 
 
-def read(folder: pathlib.Path) -> dict[str, Any] | None:
+def read(folder: pathlib.Path, flag: str = "resume") -> dict[str, Any] | None:
   """What `stream.json` says; None if it is not there.
 
   Of a longer run that has saved nothing yet it is what the shorter one was,
   with its `config`.
 
   Raises:
-    UserError: if it is damaged.
+    UserError: if it is damaged; names this flag.
   """
   path = folder / STREAM
   if not path.exists():
@@ -95,7 +95,7 @@ def read(folder: pathlib.Path) -> dict[str, Any] | None:
     return found
   except (AssertionError, AttributeError, LookupError, TypeError, ValueError):
     raise cli.UserError(
-      f"--resume: {path} is damaged; restore it, or name another folder"
+      f"--{flag}: {path} is damaged; restore it, or name another folder"
     ) from None
 
 
@@ -197,6 +197,7 @@ def check_pixels(
   began: dict[str, Any],
   config: config_lib.Config,
   dataset: data.Dataset,
+  flag: str = "workdir",
 ) -> None:
   """Raises UserError if pixels become other inputs than heads have learnt on.
 
@@ -204,6 +205,7 @@ def check_pixels(
     folder: the work directory.
     began: what its `stream.json` says.
     config, dataset: of the run that is to go on.
+    flag: that named the folder.
   """
   now = pixels(dataset)
   for name, value in now.items():
@@ -216,7 +218,7 @@ def check_pixels(
         fix = f"save {json.dumps(kept)} as meta.json beside its arrays"
       raise cli.UserError(
         f"data.name={config.data.name} has {name}={_short(value)}, and the "
-        f"heads in --workdir={folder} learnt with {_short(old)}; {fix}"
+        f"heads in --{flag}={folder} learnt with {_short(old)}; {fix}"
       )
 
 

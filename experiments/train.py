@@ -17,6 +17,7 @@ checkpoints/.
 
 import contextlib
 import datetime
+import os
 import pathlib
 import re
 import shlex
@@ -64,6 +65,8 @@ def main() -> None:
     )
     if together.first:
       tell(numbers, folder)
+  if numbers is None:
+    sys.exit(os.EX_TEMPFAIL)  # A scheduler is to start it again.
 
 
 def tell(numbers: dict[str, Any] | None, folder: pathlib.Path) -> None:

@@ -60,7 +60,12 @@ def _lead(numbers: Numbers, config: Config) -> list[str]:
   }
   about = f"One run: {how}. Accuracies are on test samples."
   tasks, heads = len(numbers["accuracy_matrix"]), numbers.get("heads")
-  if heads is not None and len(heads) < tasks:
+  if config.get("network.fixed"):
+    about += (
+      " A fixed network: its one head has the classes of all tasks, and of the "
+      "heads that tests tell of here, each stands for a task's classes."
+    )
+  elif heads is not None and len(heads) < tasks:
     about += (
       f" Only heads {', '.join(map(str, heads))} were trained here: the "
       "classes of every other head count as wrong."

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -260,3 +261,31 @@ def test_normalised_logits_are_of_whole_branches():
     ValueError, match=r"network\.output_norm=true .*end_to_end"
   ):
     validation.validate(config)
+
+
+@pytest.mark.parametrize(
+  "field, value, fix",
+  [
+    ("loss.name", "dce", "ce"),
+    ("loss.name", "distributed_ce", "ce"),
+    ("train.train_heads", "new", "all"),
+    ("train.train_heads", "readout", "all"),
+    ("heads", (0,), "()"),
+  ],
+)
+def test_a_fixed_network_has_no_other_heads(field, value, fix):
+  config = config_lib.Config()
+  config.network.fixed, config.loss.name = True, "ce"
+  validation.validate(config)
+  config_lib.assign(config, field, value)
+  with pytest.raises(ValueError) as raised:
+    validation.validate(config)
+  shown = re.escape(str(value))
+  assert re.fullmatch(
+    rf"{re.escape(field)}={shown} has no meaning for the one head of "
+    rf"network\.fixed=true; use {re.escape(field)}={re.escape(fix)} or "
+    r"network\.fixed=false",
+    str(raised.value),
+  )
+  config.network.fixed = False
+  validation.validate(config)

@@ -1,6 +1,7 @@
 """Killed, stopped, damaged, moved: a run ends as if nothing had happened."""
 
 import json
+import os
 import random
 import re
 import shlex
@@ -276,7 +277,7 @@ def test_stopped_by_a_signal(number, place, tmp_path):
     pass
   process.send_signal(number)
   done = program.finish(process)
-  assert done.status == 0 and done.err == "", done
+  assert done.status == os.EX_TEMPFAIL and done.err == "", done
   memory, said, how = done.out.splitlines()
   assert memory.startswith("memory: 20 samples over the whole mesh, 80 bytes")
   step = int(re.fullmatch(r"stopped by a signal; saved at step (\d+)", said)[1])
@@ -304,7 +305,7 @@ def stop_halfway(place, folder, *more):
   script = dies(
     "train.StopSignal.__call__", 33, "os.kill(os.getpid(), signal.SIGTERM)"
   )
-  assert place.run(folder, *more, script=script).status == 0
+  assert place.run(folder, *more, script=script).status == os.EX_TEMPFAIL
   return folder
 
 

@@ -1,6 +1,7 @@
 """New classes arrive: the same folder goes on with a longer stream."""
 
 import json
+import os
 import shutil
 import signal
 
@@ -105,7 +106,8 @@ def test_stopped_in_its_third_task(planned):
   script = test_faults.dies(
     "train.StopSignal.__call__", 33, "os.kill(os.getpid(), signal.SIGTERM)"
   )
-  assert planned.run("half", "--config.mesh.head=5", script=script).status == 0
+  done = planned.run("half", "--config.mesh.head=5", script=script)
+  assert done.status == os.EX_TEMPFAIL
   assert planned.longer("half", "--config.mesh.head=3").status == 0
   same(planned, "half")
 

@@ -55,6 +55,7 @@ def test_a_row_says_what_it_is_and_costs():
       "convnet 16-32",
     ),
     ({"network.norm": "batch"}, 1, "mlp 64, batch norm"),
+    ({"network.fixed": True}, 1, "mlp 64, fixed"),
     ({"objective.name": "layer_parallel"}, 1, "mlp 64, layer parallel"),
   ],
 )

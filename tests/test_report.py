@@ -320,3 +320,13 @@ def test_ids_are_unique():
   levels = [int(e.tag[1]) for e in root.iter() if re.fullmatch(r"h\d", e.tag)]
   assert levels[0] == 1 and levels.count(1) == 1
   assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
+
+
+def test_a_page_says_which_heads_are_not_there():
+  alone = page(heads=[0, 2])
+  assert "Only heads 0, 2 were trained here" in alone
+  assert "A fixed network" not in alone
+  fixed = page(heads=[0], config={"network.fixed": True})
+  assert "A fixed network: its one head has the classes" in fixed
+  for made in fixed, page(heads=[0, 1, 2, 3, 4]), page():
+    assert "were trained here" not in made

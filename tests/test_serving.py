@@ -322,13 +322,16 @@ def test_a_run_that_is_not_itself_is_refused(
   change(run)
   line = refused(which, run=run, images=place / "images.npy", out=out)
   assert words in line
-  assert not out.exists() or not list(out.iterdir())
+  # Its own flag, and nothing left behind.
+  assert "--run" in line and "--workdir" not in line
+  assert not out.exists()
 
 
 @pytest.mark.parametrize("which", [export, predict], ids=["export", "predict"])
 def test_a_name_of_a_run_that_no_file_can_have(place, tmp_path, which):
   given = {"images": place / "images.npy", "out": tmp_path / "out"}
   line = refused(which, run=tmp_path / ("x" * 300), **given)
+  assert not list(tmp_path.iterdir())
   assert line.endswith("holds no run; name another folder")
 
 
@@ -339,7 +342,7 @@ def test_a_name_of_a_run_that_no_file_can_have(place, tmp_path, which):
     (predict, "there", "it is no file"),
     (predict, "file/o.npy", "Not a directory"),
     (predict, "x" * 300, "File name too long"),
-    (export, "file", "File exists"),
+    (export, "file", "Not a directory"),
     (export, "file/below", "Not a directory"),
     (export, "x" * 300, "File name too long"),
   ],

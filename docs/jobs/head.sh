@@ -21,10 +21,10 @@ set -- "$@" --heads="$head" --workdir="$folder" --quiet
 [ ! -f "$folder/config.json" ] || set -- "$@" --resume
 "${PYTHON:-python}" -m experiments.train "$@" &
 child=$!
-# A signal is handed on: the run saves and ends, and this job is not done.
+# A signal is handed on: the run saves and ends, with a status that says that
+# this job is not done.
 trap 'kill -TERM "$child"' TERM INT
 status=0
 wait "$child" || status=$?
 [ "$status" -le 128 ] || { status=0; wait "$child" || status=$?; }
-[ "$status" -ne 0 ] || [ -f "$folder/metrics.json" ] || status=75
 exit "$status"
