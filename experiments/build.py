@@ -75,7 +75,7 @@ def parts(config: config_lib.Config, processes: int = 1) -> Parts:
   )
   fixed = config.network.fixed
   stream = make_stream(config.stream, dataset.classes, fixed)
-  mesh = make_mesh(config.mesh, len(stream.heads))
+  mesh = make_mesh(config.mesh, len(stream.tasks))
   recipe = make_recipe(config)
   # The memory is where a step begins.
   transform = make_memory(config, stages.meshes(mesh)[0], dataset)
@@ -111,8 +111,8 @@ def make_mesh(mesh: config_lib.Mesh, heads: int) -> Mesh:
   """The mesh; a device without any head would only be waste."""
   if mesh.head > heads:
     raise ValueError(
-      f"mesh.head={mesh.head} is more than the network's heads, {heads}, so "
-      f"devices would hold none; use mesh.head={heads} or less"
+      f"mesh.head={mesh.head} is more than the stream's {heads} tasks, so "
+      f"devices would hold no head; use mesh.head={heads} or less"
     )
   return sharding.make_mesh(
     data=mesh.data, head=mesh.head, stage=mesh.stage, subnet=mesh.subnet

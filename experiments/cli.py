@@ -28,10 +28,15 @@ class UserError(Exception):
   """A mistake in what the user asked for; its text is all they need."""
 
 
+class Stopped(Exception):
+  """A signal came, and the same command goes on; its text says so."""
+
+
 def run(main: Callable[[], None], *, config: bool = False) -> None:
   """Runs a program; a user's mistake ends in one line and status 2.
 
-  A run that diverged ends in one line and status 1. What nobody foresaw
+  A run that diverged ends in one line and status 1, and one that a signal
+  stopped with status 75: a scheduler is to start it again. What nobody foresaw
   shows its traceback.
   """
   logging.set_verbosity(logging.ERROR)
@@ -178,6 +183,9 @@ def _guarded(main: Callable[[], None]) -> None:
     _fail(error)
   except trainer.Diverged as error:
     _fail(error, 1)
+  except Stopped as stopped:
+    print(stopped)
+    sys.exit(os.EX_TEMPFAIL)
 
 
 def _fail(message: object, status: int = 2) -> NoReturn:

@@ -129,7 +129,7 @@ def finish(config: config_lib.Config, folder: pathlib.Path) -> dict[str, Any]:
     claims.check_same(folder, config)
   there = begun and path.exists()
   if not there and train.train(config, folder, resume=begun) is None:
-    raise cli.UserError("stopped by a signal; the same command goes on")
+    raise cli.Stopped("stopped by a signal; the same command goes on")
   return json.loads(path.read_text())
 
 

@@ -90,7 +90,7 @@ def measured(
   """Average incremental and last accuracy in %, of a run of today."""
   numbers: dict[str, Any] | None = train.train(config, folder)
   if numbers is None:
-    raise cli.UserError("stopped by a signal; nothing is kept")
+    raise cli.Stopped("stopped by a signal; nothing is kept")
   names = "average_incremental_accuracy", "last_accuracy"
   average, last = (f"{100 * numbers[name]:.1f}" for name in names)
   return average, last

@@ -47,7 +47,7 @@ def _fixed(config: str, memory: int, widths: tuple[int, ...]) -> list[Row]:
     widths: of the network, where it goes there.
   """
   one: dict[str, Any] = CE | {"network.fixed": True, "mesh.head": 1}
-  lines = {
+  lines: dict[str, dict[str, Any]] = {
     "equal exemplars": {},
     "equal memory by exemplars": {"memory.size": memory},
     "equal memory by width": {"network.widths": widths},

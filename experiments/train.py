@@ -12,7 +12,7 @@ see `experiments.assemble`. The last is one of N processes that share a mesh;
 see `experiments.launch`.
 The work directory receives config.json, metrics.json, report.html,
 accuracy_matrix.csv, accuracy_matrix.png, curves.png, TensorBoard events and
-checkpoints/.
+checkpoints/. SIGTERM and Ctrl-C save and end with status 75.
 """
 
 import contextlib

@@ -78,7 +78,16 @@ def check(
 
 
 def scorer(run: run_lib.Run) -> Any:
-  """The program that `scores` runs."""
+  """The program that `scores` runs.
+
+  Raises:
+    ValueError: for a fixed network, which has no heads to put together.
+  """
+  if run.stream.fixed:
+    raise ValueError(
+      "stream.fixed=True has one head, and scores are kept of heads that are "
+      "put together later; leave `scored` out"
+    )
   return jax.jit(phases.class_scores(run))
 
 
@@ -87,7 +96,7 @@ def scores(
 ) -> np.ndarray:
   """Scores `[n, heads here, c]` of the test images of all classes seen.
 
-  Images are in the order of `inputs.by_head`, and dealt to batches as `tally`
+  Images are in the order of `inputs.by_task`, and dealt to batches as `tally`
   deals them.
 
   Args:
@@ -95,7 +104,7 @@ def scores(
     program: from `scorer`.
   """
   labels = run.dataset.test_labels
-  order = inputs.by_head(run.stream, run.dataset)
+  order = inputs.by_task(run.stream, run.dataset)
   n = int(np.isin(labels, run.stream.seen(feed.phase.task)).sum())
   bank = phases.whole(run, state, feed.phase.task)
   batch = inputs.test_batch(run.mesh, run.recipe)
@@ -118,9 +127,8 @@ def tally(run: run_lib.Run, table: np.ndarray) -> metrics.Tally:
     table: `[n, heads, c]`, images as in `scores`.
   """
   labels = run.dataset.test_labels
-  labels = labels[inputs.by_head(run.stream, run.dataset)][: len(table)]
-  stream = run.stream.by_task
-  owners, columns = stream.head_of[labels], stream.column_of[labels]
+  labels = labels[inputs.by_task(run.stream, run.dataset)][: len(table)]
+  owners, columns = run.stream.head_of[labels], run.stream.column_of[labels]
   everyone = np.ones(len(table), bool)
   counts = scoring.count(table, owners, columns, everyone)
   return metrics.Tally(*map(np.asarray, counts))

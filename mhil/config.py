@@ -62,9 +62,9 @@ class Network:
   `mlp` (`widths`: hidden units), `convnet` (`widths`: features), `resnet14`,
   `resnet20`, `resnet32`, `resnet110`, `resnet18`, `resnet18_imagenet` (their
   own widths), `resnet` (`widths` of stem and sections, `blocks` of each).
-  `dtype` computes; parameters stay float32. `output_norm` normalises an mlp's
-  logits by batch. `reads`, unless 0: the classifier is frozen and reads so many
-  features. `fixed`: no head a task, but one for all, as a control.
+  It computes in `dtype`; parameters stay float32. `output_norm` normalises an
+  mlp's logits by batch. `reads`, unless 0: a frozen classifier reads only so
+  many features. `fixed`: one head for all tasks, to compare with.
   """
 
   name: str = "mlp"

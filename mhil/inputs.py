@@ -105,7 +105,7 @@ def tests(
   if not run.recipe.streamed:
     yield run.test_set, seen
     return
-  order = by_head(run.stream, run.dataset)[:seen]
+  order = by_task(run.stream, run.dataset)[:seen]
   size = run.recipe.test_batch
   todo = range(-(-seen // size))
   images, labels = run.dataset.test_images, run.dataset.test_labels
@@ -138,7 +138,7 @@ def resident(
 
   Of a streamed set these are the labels alone.
   """
-  order = by_head(stream, dataset)
+  order = by_task(stream, dataset)
   train = test = None
   if not recipe.streamed:
     train, test = dataset.train_images, dataset.test_images[order]
@@ -149,7 +149,7 @@ def resident(
   )
 
 
-def by_head(stream: streams.Stream, dataset: data_lib.Dataset) -> np.ndarray:
+def by_task(stream: streams.Stream, dataset: data_lib.Dataset) -> np.ndarray:
   """Test rows by task, so that unseen ones come last, and then by class."""
   labels = dataset.test_labels
   return np.lexsort((labels, stream.by_task.head_of[labels]))

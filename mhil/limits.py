@@ -1,4 +1,4 @@
-"""What each field of a configuration may be; `validation` reads it."""
+"""What each field of a configuration may be."""
 
 RESNETS = (
   *(f"resnet{depth}" for depth in (14, 20, 32, 110, 18)),

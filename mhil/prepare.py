@@ -201,6 +201,11 @@ def check(
       f"train.batch={recipe.batch} does not divide by mesh.data={data}; use "
       f"{max(1, round(recipe.batch / data)) * data}"
     )
+  if stream.fixed and mesh.shape["head"] > 1:
+    raise ValueError(
+      f"mesh.head={mesh.shape['head']} is more than the one head of a fixed "
+      "network; use mesh.head=1"
+    )
   if sorted(stream.order) != list(range(dataset.classes)):
     raise ValueError(
       f"stream has {len(stream.order)} classes, data set {dataset.name} has "

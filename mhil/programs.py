@@ -46,8 +46,8 @@ class Samples(NamedTuple):
     images: `[n, ...]` as stored; of a streamed set, those of one batch
       `[b, ...]`, cut over `data`.
     labels: `[n]` classes.
-    owners: `[classes]` head of each class.
-    columns: `[classes]` column of each class in its head.
+    owners: `[classes]` head of each class; in tests, task.
+    columns: `[classes]` place of each class in it.
     key: the run's root key.
   """
 

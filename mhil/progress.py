@@ -233,7 +233,7 @@ def widen(done: Progress, stream: streams.Stream, entries: int) -> Progress:
   Args:
     done: so far.
     stream: the longer one.
-    entries: of its tallies; one a head, and more where a mesh holds more.
+    entries: of its tallies; one a task, and more where a mesh holds more.
   """
 
   def fit(count):

@@ -33,7 +33,7 @@ class Run(NamedTuple):
     mesh, stream, dataset, objective, loss, transform, recipe, seed: as handed
       in.
     phases: what each stretch of global steps trains on.
-    train_set, test_set: samples on the devices, tests sorted by head; of a
+    train_set, test_set: samples on the devices, tests sorted by task; of a
       streamed set, without images.
     step: compiled `(state, epoch, task, samples) -> state`.
     exchange: `(state, steps done) -> state`, after each step: what parts that

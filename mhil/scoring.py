@@ -69,7 +69,16 @@ def class_scores(
 def by_task(
   scores: Callable[..., jax.Array], stream: streams.Stream
 ) -> Callable[..., jax.Array]:
-  """The scores of a fixed network as if each task had a head."""
+  """A program of scores whose results have a row a task.
+
+  Args:
+    scores: `(bank, task, images [b, ...]) -> [b, heads, c]`.
+    stream: of the run; one that is not fixed has its tasks' heads already.
+
+  Returns:
+    `(bank, task, images) -> [b, tasks, c]`, with `c` the classes of the largest
+    task; padding scores `losses.MASKED`.
+  """
   if not stream.fixed:
     return scores
   class_of = stream.by_task.class_of
@@ -194,18 +203,18 @@ def collect(
 
 
 def evaluate(
-  scores: Callable[..., jax.Array], batch: int, heads: int
+  scores: Callable[..., jax.Array], batch: int, tasks: int
 ) -> Callable[..., metrics.Tally]:
   """`(bank, task, samples, seen) -> Tally` over the first `seen` samples.
 
-  Samples are sorted by head and class, so what is not seen yet costs nothing.
+  Samples are sorted by task and class, so what is not seen yet costs nothing.
   They are dealt to batches in turn: each has its share of every class seen, as
   a test by the batch's own statistics needs. To be jitted; counts are the only
   thing that leaves the devices.
   """
 
   def run(bank, task, samples, seen):
-    blank, batches = _tally(heads), (seen + batch - 1) // batch
+    blank, batches = _tally(tasks), (seen + batch - 1) // batch
 
     def add(i, tally):
       rows = i + batches * jnp.arange(batch)

@@ -94,7 +94,7 @@ def train(
   seed: int = 0,
   **watch: Any,
 ) -> Result:
-  """Trains one head a task and tests all open heads after each.
+  """Trains task after task and tests all open heads after each.
 
   Args:
     mesh: from `sharding.make_mesh`; heads are dealt over its `head` axis.

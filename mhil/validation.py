@@ -32,6 +32,7 @@ def validate(config: config_lib.Config) -> None:
       limit = f" to {top}" if huge else " or more"
       out = f"{field}={flat[field]} is out of range"
       raise ValueError(f"{out}; use {least}{limit}")
+  _check_fixed(config)
   _check_stages(config)
   if config.optimizer.schedule == "steps" and not config.optimizer.milestones:
     raise ValueError(
@@ -44,7 +45,6 @@ def validate(config: config_lib.Config) -> None:
       "normalisation; use network.norm=batch or network.norm=group"
     )
   _check_network(config.network)
-  _check_fixed(config)
   _check_subnets(config)
   if not config.network.widths or min(config.network.widths) < 1:
     raise ValueError(
@@ -153,16 +153,23 @@ def _check_network(network: config_lib.Network) -> None:
 
 
 def _check_fixed(config: config_lib.Config) -> None:
-  """One head: nothing to couple, to freeze or to give to other processes."""
+  """One head: nothing to couple, to freeze or to lay on other devices."""
   if not config.network.fixed:
     return
-  wanted = {"loss.name": "ce", "train.train_heads": "all", "heads": ()}
+  of = "is not for the one head of network.fixed=true"
+  if config.heads:
+    raise ValueError(
+      f"heads={','.join(map(str, config.heads))} {of}; leave heads out, or use "
+      "network.fixed=false"
+    )
+  wanted: dict[str, Any] = {"objective.name": "end_to_end", "loss.name": "ce"}
+  wanted |= {"train.train_heads": "all", "mesh.head": 1}
   flat = config_lib.flatten(config_lib.to_dict(config))
   for field, value in wanted.items():
     if flat[field] != value:
       raise ValueError(
-        f"{field}={flat[field]} has no meaning for the one head of "
-        f"network.fixed=true; use {field}={value} or network.fixed=false"
+        f"{field}={flat[field]} {of}; use {field}={value} or "
+        "network.fixed=false"
       )
 
 

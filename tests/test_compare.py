@@ -1,6 +1,7 @@
 """The comparison: rows that are valid, a whole table, errors of one line."""
 
 import csv
+import os
 import re
 
 import pytest
@@ -69,6 +70,18 @@ def test_a_data_folder_that_cannot_be_meant(suite, words):
   with pytest.raises(cli.UserError, match=words) as raised:
     compare.configure(row, 0, "no/such/folder")
   assert str(raised.value).startswith("--data_folder=no/such/folder ")
+
+
+def test_after_a_signal_the_same_command_is_to_go_on(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(compare.train, "train", lambda *_, **__: None)
+  config = compare.configure(suites.SUITES["digits"][0], 0)
+  with pytest.raises(SystemExit) as ended:
+    cli._guarded(lambda: compare.finish(config, tmp_path))
+  assert ended.value.code == os.EX_TEMPFAIL
+  out, err = capsys.readouterr()
+  assert (out, err) == ("stopped by a signal; the same command goes on\n", "")
 
 
 @pytest.mark.slow

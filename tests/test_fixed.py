@@ -1,11 +1,15 @@
 """A network that does not grow: one head for the classes of all tasks."""
 
 import functools
+import math
+import types
 
 import jax
 import numpy as np
 import pytest
 
+from experiments import build as build_lib
+from experiments import compare, suites
 from mhil import (
   across,
   checkpoint,
@@ -21,6 +25,7 @@ from mhil import (
   streams,
   trainer,
 )
+from mhil import config as config_lib
 from mhil import run as run_lib
 from mhil.recipe import Recipe
 from tests import tiny
@@ -30,14 +35,21 @@ RECIPE = Recipe(rate=optimizers.constant(0.02), epochs=6, batch=8, log_every=4)
 
 
 @functools.cache
-def build(fixed=True, sizes=SIZES, data=1, memory=tiny.MEMORY, recipe=RECIPE):
+def build(
+  fixed=True,
+  sizes=SIZES,
+  data=1,
+  memory=tiny.MEMORY,
+  recipe=RECIPE,
+  probe=None,
+):
   dataset = tiny.dataset(sum(sizes))
   stream = streams.class_incremental(6, sizes=sizes, fixed=fixed)
   mesh = sharding.make_mesh(data=data)
   transform = None
   if memory.size:
     transform = rehearsal.transform(mesh, dataset, batch=8, **memory._asdict())
-  objective = tiny.objective(stream.head_width + 1)
+  objective = tiny.objective(stream.head_width + 1)._replace(probe=probe)
   parts = mesh, stream, dataset, objective, losses.ce(), recipe
   return prepare.build(*parts, 0, transform)
 
@@ -77,6 +89,7 @@ def test_it_does_not_grow():
   assert fixed["parameters"] == {"total": size, "per_head": size}
   assert grown["parameters"]["total"] > 2 * size
   assert fixed["compiles"]["after_first_task"] == 0
+  assert {len(row) for row in trained().progress.history} == {2}
 
 
 @pytest.mark.parametrize("t", range(3))
@@ -136,7 +149,7 @@ def test_workers_are_as_one():
   assert two["accuracy_matrix"] == one["accuracy_matrix"]
 
 
-@pytest.mark.parametrize("after", [3, 9])
+@pytest.mark.parametrize("after", [3, 30, 80])
 def test_resumed_it_is_bit_identical(tmp_path, after):
   run, steps = build(), iter(range(1000))
   with checkpoint.Checkpoints(tmp_path) as saves:
@@ -192,3 +205,64 @@ def test_scores_by_task_have_nothing_beyond_a_task():
   assert empty.sum() == 3
   assert (table[:, empty] == losses.MASKED).all()
   assert (table[:, ~empty] > losses.MASKED).all()
+
+
+def test_what_an_objective_measures_is_of_the_classes_seen():
+  predict = tiny.objective(7).predict
+  run = build(probe=lambda *given: {"logits": predict(*given)})
+  done = trainer.fit(run)
+  for t, tally in enumerate(done.progress.tallies):
+    # One head's logits are the whole answer.
+    right = tally.correct.sum() / tally.total.sum()
+    assert done.progress.probes[t]["settled/logits"] == pytest.approx(right)
+
+
+def test_its_head_is_open_and_learns_in_every_task():
+  run = build()
+  new = run._replace(recipe=RECIPE._replace(train_heads="new"))
+  for t in range(3):
+    assert run_lib.opened(run, t) == run_lib.training(run, t) == (0,)
+    assert run_lib.training(new, t) == (0,)
+
+
+def test_it_lies_on_no_two_devices_along_head():
+  run = build()
+  mesh = sharding.make_mesh(head=2)
+  parts = run.stream, run.dataset, run.objective, run.loss, RECIPE
+  with pytest.raises(ValueError, match=r"^mesh\.head=2 is more than the one"):
+    prepare.build(mesh, *parts, 0)
+
+
+def test_there_are_no_scores_of_heads_to_be_put_together():
+  with pytest.raises(ValueError, match=r"^stream\.fixed=True has one head"):
+    trainer.fit(build(), scored=lambda t, table: None)
+
+
+def test_a_configuration_makes_it():
+  config = config_lib.Config(loss=config_lib.Loss(name="ce"))
+  for fixed in True, False:
+    config.network.fixed = fixed
+    stream = build_lib.parts(config).stream
+    assert stream.fixed == fixed and len(stream.tasks) == 5
+    assert len(stream.heads) == (1 if fixed else 5)
+
+
+def bytes_of(row):
+  """Parameters, of all heads, and exemplars of a row of Fashion-MNIST."""
+  config = compare.configure(row, 0)
+  images = np.zeros((1, 28, 28, 1), np.uint8)
+  dataset = types.SimpleNamespace(train_images=images)
+  heads, outputs = (1, 11) if config.network.fixed else (5, 3)
+  branch = build_lib.make_branch(config.network, dataset, outputs)
+  params = jax.eval_shape(branch.init, jax.random.key(0))[0]
+  size = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+  return 4 * heads * size + config.memory.size * images.nbytes
+
+
+@pytest.mark.parametrize("by", ["exemplars", "width"])
+def test_memory_that_is_called_equal_is(by):
+  rows = {row.label: row for row in suites.SUITES["fashion_5x2"]}
+  grown = bytes_of(rows["D-CE learned"])
+  assert grown == 784_000 + 119_740  # As the table has it.
+  fixed = bytes_of(rows[f"CE, fixed network, equal memory by {by}"])
+  assert 0.999 * grown < fixed <= grown

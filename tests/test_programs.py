@@ -94,7 +94,7 @@ def test_each_batch_of_a_test_has_its_share_of_every_class(seen):
 def test_test_rows_are_in_order_of_heads_and_classes():
   stream, dataset = tiny.stream(), tiny.dataset()
   mixed = dataset._replace(test_labels=dataset.test_labels[::-1])
-  rows = inputs.by_head(stream, mixed)
+  rows = inputs.by_task(stream, mixed)
   assert sorted(rows) == list(range(len(rows)))
   labels = mixed.test_labels[rows]
   order = [c for task in stream.tasks for c in sorted(task)]

@@ -312,6 +312,10 @@ UNFINISHED = "is not finished; go on with it by --resume"
     (lambda run: (run / "data.sha256").unlink(), "has lost data.sha256; "),
     (lambda run: (run / "config.json").unlink(), "holds no run; name another"),
     (lambda run: (run / "config.json").write_text("{"), "is damaged; restore"),
+    (
+      lambda run: (run / "stream.json").write_text("{"),
+      "stream.json is damaged; restore",
+    ),
   ],
 )
 def test_a_run_that_is_not_itself_is_refused(
