@@ -181,6 +181,7 @@ SUITES: dict[str, list[Row]] = {
       "CE, old heads readout", "digits", CE | {"train.train_heads": "readout"}
     ),
     Row("D-CE, old heads frozen", "digits", {"train.train_heads": "new"}),
+    *_fixed("digits", 1_156, (286,)),
     _control("digits"),
   ],
   "everything": _everything("everything"),

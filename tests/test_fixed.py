@@ -247,10 +247,10 @@ def test_a_configuration_makes_it():
     assert len(stream.heads) == (1 if fixed else 5)
 
 
-def bytes_of(row):
-  """Parameters, of all heads, and exemplars of a row of Fashion-MNIST."""
+def bytes_of(row, image):
+  """Parameters, of all heads, and exemplars of a row of ten classes."""
   config = compare.configure(row, 0)
-  images = np.zeros((1, 28, 28, 1), np.uint8)
+  images = np.zeros((1, *image), np.uint8)
   dataset = types.SimpleNamespace(train_images=images)
   heads, outputs = (1, 11) if config.network.fixed else (5, 3)
   branch = build_lib.make_branch(config.network, dataset, outputs)
@@ -260,9 +260,18 @@ def bytes_of(row):
 
 
 @pytest.mark.parametrize("by", ["exemplars", "width"])
-def test_memory_that_is_called_equal_is(by):
-  rows = {row.label: row for row in suites.SUITES["fashion_5x2"]}
-  grown = bytes_of(rows["D-CE learned"])
-  assert grown == 784_000 + 119_740  # As the table has it.
-  fixed = bytes_of(rows[f"CE, fixed network, equal memory by {by}"])
-  assert 0.999 * grown < fixed <= grown
+@pytest.mark.parametrize(
+  "suite, image, exemplars, parameters",
+  [
+    ("fashion_5x2", (28, 28, 1), 784_000, 119_740),
+    ("digits", (8, 8, 1), 6_400, 87_100),
+  ],
+)
+def test_memory_that_is_called_equal_is(
+  by, suite, image, exemplars, parameters
+):
+  rows = {row.label: row for row in suites.SUITES[suite]}
+  grown = bytes_of(rows["D-CE learned"], image)
+  assert grown == exemplars + parameters  # As the tables have it.
+  fixed = bytes_of(rows[f"CE, fixed network, equal memory by {by}"], image)
+  assert 0.998 * grown < fixed <= grown
