@@ -20,11 +20,17 @@ def frozen(branch: networks.Branch, reads: int) -> networks.Branch:
     reads: how many features; 0 leaves the branch as it is.
 
   Raises:
-    ValueError: for more features than there are.
+    ValueError: for more features than there are, or a readout with statistics.
   """
   if not reads:
     return branch
-  shapes, _ = jax.eval_shape(branch.init, jax.random.key(0))
+  shapes, stats = jax.eval_shape(branch.init, jax.random.key(0))
+  if jax.tree.leaves(stats.get("readout", {})):
+    raise ValueError(
+      f"network.reads={reads} freezes a classifier whose logits "
+      "network.output_norm=true normalises by batch; use "
+      "network.output_norm=false"
+    )
   width = shapes["readout"]["dense"]["kernel"].shape[0]
   if not 0 < reads < width:
     raise ValueError(

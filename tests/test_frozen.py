@@ -69,3 +69,13 @@ def test_as_many_as_there_are_is_refused(reads):
   words = f"network.reads={reads} is not fewer than the 8 .*network.reads=4"
   with pytest.raises(ValueError, match=words):
     frozen.frozen(BRANCH, reads)
+
+
+def test_logits_that_are_normalised_are_refused():
+  batch = networks.mlp(4, 3, hidden=(8,), norm="batch")
+  assert frozen.frozen(batch, 2) is not batch
+  normed = networks.mlp(4, 3, hidden=(8,), norm="batch", output_norm=True)
+  assert frozen.frozen(normed, 0) is normed
+  words = r"^network\.reads=2 .*; use network\.output_norm=false$"
+  with pytest.raises(ValueError, match=words):
+    frozen.frozen(normed, 2)
