@@ -73,8 +73,7 @@ def parts(config: config_lib.Config, processes: int = 1) -> Parts:
     stream=config.data.streamed,
     augment=config.data.augment,
   )
-  fixed = config.network.fixed
-  stream = make_stream(config.stream, dataset.classes, fixed)
+  stream = make_stream(config.stream, dataset.classes, config.network.fixed)
   mesh = make_mesh(config.mesh, len(stream.tasks))
   recipe = make_recipe(config)
   # The memory is where a step begins.
@@ -120,7 +119,7 @@ def make_mesh(mesh: config_lib.Mesh, heads: int) -> Mesh:
 
 
 def make_stream(
-  stream: config_lib.Stream, classes: int, fixed: bool = False
+  stream: config_lib.Stream, classes: int, fixed: bool
 ) -> streams.Stream:
   """The stream; `order_seed` -1 keeps the classes in their own order."""
   return streams.class_incremental(

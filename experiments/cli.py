@@ -29,7 +29,7 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-  """A signal came, and the same command goes on; its text says so."""
+  """A signal came; its text, if any, says how to go on."""
 
 
 def run(main: Callable[[], None], *, config: bool = False) -> None:
@@ -184,7 +184,8 @@ def _guarded(main: Callable[[], None]) -> None:
   except trainer.Diverged as error:
     _fail(error, 1)
   except Stopped as stopped:
-    print(stopped)
+    if how := str(stopped):
+      print(how)
     sys.exit(os.EX_TEMPFAIL)
 
 

@@ -17,7 +17,6 @@ checkpoints/. SIGTERM and Ctrl-C save and end with status 75.
 
 import contextlib
 import datetime
-import os
 import pathlib
 import re
 import shlex
@@ -63,17 +62,15 @@ def main() -> None:
       bar=not given.quiet,
       together=together,
     )
-    if together.first:
+    if together.first and numbers is not None:
       tell(numbers, folder)
   if numbers is None:
-    sys.exit(os.EX_TEMPFAIL)  # A scheduler is to start it again.
+    how = f"resume with: {_resume_command(folder)}"
+    raise cli.Stopped(how if together.first else "")
 
 
-def tell(numbers: dict[str, Any] | None, folder: pathlib.Path) -> None:
+def tell(numbers: dict[str, Any], folder: pathlib.Path) -> None:
   """Prints what came out of a run."""
-  if numbers is None:
-    print(f"resume with: {_resume_command(folder)}")
-    return
   print(workdir.table(numbers))
   if heads := flags.FLAGS.config.heads:
     print(

@@ -133,9 +133,9 @@ def probe(run: run_lib.Run, state: programs.State, t: int) -> dict[str, float]:
   if run.probe is None:
     return {}
   stream, dataset, rows = run.stream, run.dataset, []
-  bank = run.whole(state.bank)
+  bank, seen = run.whole(state.bank), set(stream.seen(t))
   for head in run_lib.opened(run, t):
-    known = [c for c in stream.heads[head] if c in stream.seen(t)]
+    known = [c for c in stream.heads[head] if c in seen]
     mine = np.flatnonzero(np.isin(dataset.test_labels, known))
     found = _of_head(run, run.probe, bank, head, dataset.test_images, mine)
     column = stream.column_of[dataset.test_labels[mine]]

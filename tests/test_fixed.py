@@ -1,7 +1,6 @@
 """A network that does not grow: one head for the classes of all tasks."""
 
 import functools
-import math
 import types
 
 import jax
@@ -28,7 +27,7 @@ from mhil import (
 from mhil import config as config_lib
 from mhil import run as run_lib
 from mhil.recipe import Recipe
-from tests import tiny
+from tests import test_trainer, tiny
 
 SIZES = (1, 3, 2)
 RECIPE = Recipe(rate=optimizers.constant(0.02), epochs=6, batch=8, log_every=4)
@@ -85,7 +84,7 @@ def test_with_one_task_it_is_the_network_that_grows():
 def test_it_does_not_grow():
   fixed, grown = trained().metrics, trained(fixed=False).metrics
   branch = networks.mlp(4, 7, hidden=(8,))
-  size = sum(x.size for x in jax.tree.leaves(branch.init(jax.random.key(0))[0]))
+  size = networks.count_parameters(branch.init(jax.random.key(0))[0])
   assert fixed["parameters"] == {"total": size, "per_head": size}
   assert grown["parameters"]["total"] > 2 * size
   assert fixed["compiles"]["after_first_task"] == 0
@@ -121,9 +120,8 @@ def test_it_chooses_among_the_classes_that_it_has_seen(t):
 
 def stops_after(run, t):
   last = run.phases_of(t)[-1].steps.stop
-  steps = iter(range(run.phases[-1].steps.stop + 10))
   # Asked after every step but a task's last, and after each test.
-  return lambda: next(steps) >= last - 1
+  return test_trainer.stop_after(last - 1)
 
 
 def test_classes_to_come_do_not_move_it():
@@ -151,10 +149,10 @@ def test_workers_are_as_one():
 
 @pytest.mark.parametrize("after", [3, 30, 80])
 def test_resumed_it_is_bit_identical(tmp_path, after):
-  run, steps = build(), iter(range(1000))
+  run = build()
   with checkpoint.Checkpoints(tmp_path) as saves:
     part = trainer.fit(
-      run, checkpoints=saves, stop=lambda: next(steps) >= after
+      run, checkpoints=saves, stop=test_trainer.stop_after(after)
     )
     assert not part.finished
     rest = trainer.fit(run, checkpoints=saves, resume=True)
@@ -252,11 +250,11 @@ def bytes_of(row, image):
   config = compare.configure(row, 0)
   images = np.zeros((1, *image), np.uint8)
   dataset = types.SimpleNamespace(train_images=images)
-  heads, outputs = (1, 11) if config.network.fixed else (5, 3)
-  branch = build_lib.make_branch(config.network, dataset, outputs)
+  stream = build_lib.make_stream(config.stream, 10, config.network.fixed)
+  branch = build_lib.branch_of(config, dataset, stream)
   params = jax.eval_shape(branch.init, jax.random.key(0))[0]
-  size = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
-  return 4 * heads * size + config.memory.size * images.nbytes
+  numbers = len(stream.heads) * networks.count_parameters(params)
+  return 4 * numbers + config.memory.size * images.nbytes
 
 
 @pytest.mark.parametrize("by", ["exemplars", "width"])
